@@ -1,0 +1,96 @@
+//! The binary frames of a bulk channel: pieces of chunks and of manifests.
+//!
+//! ```text
+//!   byte 0      kind: 1 = piece of a chunk, 2 = piece of the manifest
+//!   bytes 1-3   zero
+//!   bytes 4-7   transfer id, big endian
+//!   bytes 8-11  chunk index (kind 1) or 0 (kind 2)
+//!   bytes 12-15 offset of the piece in its chunk or manifest
+//!   bytes 16-   the piece, 1 to 65 520 bytes
+//! ```
+
+use super::error::{Code, Failure};
+
+/// Length of the header.
+pub const HEADER: usize = 16;
+/// The longest piece; with the header exactly 64 KiB, the message size at which the transport is fastest.
+pub const MAX_PIECE: usize = 64 * 1024 - HEADER;
+
+/// What a piece belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameKind {
+    /// To this chunk (index into the manifest's chunk sequence).
+    Chunk(u32),
+    /// To the manifest itself.
+    Manifest,
+}
+
+/// The header of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameHeader {
+    /// Which transfer of the session.
+    pub transfer: u32,
+    /// What the piece belongs to.
+    pub kind: FrameKind,
+    /// Where in that it begins, in bytes.
+    pub offset: u32,
+}
+
+impl FrameHeader {
+    /// The header's bytes.
+    pub fn encode(&self) -> [u8; HEADER] {
+        let (kind, index) = match self.kind {
+            FrameKind::Chunk(index) => (1, index),
+            FrameKind::Manifest => (2, 0),
+        };
+        let mut bytes = [0; HEADER];
+        bytes[0] = kind;
+        bytes[4..8].copy_from_slice(&self.transfer.to_be_bytes());
+        bytes[8..12].copy_from_slice(&index.to_be_bytes());
+        bytes[12..16].copy_from_slice(&self.offset.to_be_bytes());
+        bytes
+    }
+
+    /// Splits a frame into header and piece.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] when it is too short, too long, or of an unknown kind.
+    pub fn decode(frame: &[u8]) -> Result<(FrameHeader, &[u8]), Failure> {
+        let refused = |why: &str| Failure::new(Code::InvalidRequest, format!("not a bulk frame: {why}"));
+        let (header, piece) = frame.split_at_checked(HEADER).ok_or_else(|| refused("shorter than its header"))?;
+        if piece.is_empty() || piece.len() > MAX_PIECE {
+            return Err(refused("an empty or oversized piece"));
+        }
+        let word = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().expect("four bytes"));
+        let kind = match header[0] {
+            1 => FrameKind::Chunk(word(8)),
+            2 => FrameKind::Manifest,
+            _ => return Err(refused("unknown kind")),
+        };
+        Ok((FrameHeader { transfer: word(4), kind, offset: word(12) }, piece))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_frame_looks_like_its_description() {
+        let header = FrameHeader { transfer: 7, kind: FrameKind::Chunk(258), offset: 65_520 };
+        let bytes = header.encode();
+        assert_eq!(bytes, [1, 0, 0, 0, 0, 0, 0, 7, 0, 0, 1, 2, 0, 0, 0xff, 0xf0]);
+        let frame = [&bytes[..], b"data"].concat();
+        assert_eq!(FrameHeader::decode(&frame).unwrap(), (header, &b"data"[..]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            if let Ok((header, piece)) = FrameHeader::decode(&bytes) {
+                prop_assert_eq!(FrameHeader::decode(&[&header.encode()[..], piece].concat()).unwrap().0, header);
+            }
+        }
+    }
+}

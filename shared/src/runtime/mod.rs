@@ -1,0 +1,1 @@
+//! What every program does with sockets, disk and signals.
