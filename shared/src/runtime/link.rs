@@ -1,0 +1,480 @@
+//! From signaling to a proven connection, on both sides.
+//!
+//! * `establish`: offer or answer, candidates both ways, until channel 0 is open and both certificates are known
+//! * [`dial`]: the client's control connection: sealed offer through the server, then the handshake of [`super::seal`]
+//! * [`Answerer`]: the worker's side of it, one task an offer, a bounded number at a time
+//! * [`dial_bulk`], [`answer_bulk`]: a further connection for file bytes, described over the control connection
+//!
+//! No application byte is read from or written to a connection before its other side has proved itself.
+
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
+
+use serde_json::{Value, json};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::timeout,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    identity::Identity,
+    peer::{Channel, ChannelSpec, ConnectionState, PeerConnection, PeerEvent, PeerOptions},
+    seal::{self, Binding, Context, Proven, Sealer, Side},
+    signal::{SignalEvent, SignalSender},
+};
+use crate::domain::{
+    error::{Code, Failure},
+    id::{PeerId, RoomId, Secret, hex},
+    invite::{Grant, Invite, RootSecret},
+    signal::{ToPeer, ToServer},
+};
+
+/// How long a connection may take from offer to open channel.
+const ESTABLISH: Duration = Duration::from_secs(30);
+/// Offers that are answered at the same time before their senders have proved anything.
+const UNPROVEN: usize = 4;
+
+const CONTROL_CHANNELS: [ChannelSpec; 3] = [
+    ChannelSpec { id: 0, label: "auth", capacity: 4 },
+    ChannelSpec { id: 1, label: "control", capacity: 256 },
+    ChannelSpec { id: 2, label: "progress", capacity: 1024 },
+];
+const BULK_CHANNELS: [ChannelSpec; 2] =
+    [ChannelSpec { id: 0, label: "auth", capacity: 4 }, ChannelSpec { id: 1, label: "bulk", capacity: 64 }];
+
+/// A control connection whose other side has proved itself.
+pub struct Link {
+    /// Requests, replies, acknowledgements.
+    pub control: Channel,
+    /// Journal entries.
+    pub progress: Channel,
+    /// Who is on the other side and what it may do.
+    pub proven: Proven,
+    /// The connection itself.
+    pub carrier: Carrier,
+}
+
+/// A bulk connection whose other side has proved itself.
+pub struct Bulk {
+    /// The client's number for it.
+    pub number: u32,
+    /// Chunk and manifest pieces.
+    pub channel: Channel,
+    /// The connection itself.
+    pub carrier: Carrier,
+}
+
+/// An established peer connection and the task that keeps its candidates and its state flowing.
+pub struct Carrier {
+    /// The connection.
+    pub connection: Arc<PeerConnection>,
+    /// Its state.
+    pub state: watch::Receiver<ConnectionState>,
+    _trickle: DropGuard,
+}
+
+impl Carrier {
+    /// Waits until the connection has failed or been closed.
+    pub async fn lost(&self) {
+        let gone = |state: &ConnectionState| matches!(state, ConnectionState::Failed | ConnectionState::Closed);
+        // An error means that the task behind it is gone: lost, too.
+        let _ = self.state.clone().wait_for(gone).await;
+    }
+}
+
+/// What two sides tell each other to connect.
+#[derive(Debug, Clone)]
+pub enum Description {
+    /// The offer (SDP).
+    Offer(String),
+    /// The answer (SDP).
+    Answer(String),
+    /// A candidate.
+    Candidate(Value),
+    /// The other side will not connect.
+    Refused(Failure),
+}
+
+/// One end of the way that descriptions take.
+pub struct Port {
+    /// To the other side.
+    pub tx: mpsc::Sender<Description>,
+    /// From the other side.
+    pub rx: mpsc::Receiver<Description>,
+}
+
+/// Two connected ports.
+pub fn ports() -> (Port, Port) {
+    let (a_tx, a_rx) = mpsc::channel(64);
+    let (b_tx, b_rx) = mpsc::channel(64);
+    (Port { tx: a_tx, rx: b_rx }, Port { tx: b_tx, rx: a_rx })
+}
+
+struct Established {
+    carrier: Carrier,
+    channels: Vec<Channel>,
+    binding: Binding,
+}
+
+async fn offer(options: &PeerOptions, specs: &[ChannelSpec], port: Port) -> Result<Established, Failure> {
+    let (connection, events, channels) = PeerConnection::new(options, specs).await?;
+    let connection = CloseOnDrop(Some(connection));
+    let sdp = connection.get().offer().await?;
+    port.tx.send(Description::Offer(sdp)).await.map_err(|_| gone())?;
+    establish(connection, events, channels, port, false).await
+}
+
+async fn answer(options: &PeerOptions, specs: &[ChannelSpec], sdp: String, port: Port) -> Result<Established, Failure> {
+    let (connection, events, channels) = PeerConnection::new(options, specs).await?;
+    let connection = CloseOnDrop(Some(connection));
+    let sdp = connection.get().answer(sdp).await?;
+    port.tx.send(Description::Answer(sdp)).await.map_err(|_| gone())?;
+    establish(connection, events, channels, port, true).await
+}
+
+/// Closes a connection that came to nothing; one that is only dropped keeps its sockets and tasks.
+struct CloseOnDrop(Option<PeerConnection>);
+
+impl CloseOnDrop {
+    fn get(&self) -> &PeerConnection {
+        self.0.as_ref().expect("it is taken only at the end")
+    }
+
+    fn take(mut self) -> PeerConnection {
+        self.0.take().expect("it is taken only once")
+    }
+}
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            tokio::spawn(async move { connection.close().await });
+        }
+    }
+}
+
+async fn establish(
+    connection: CloseOnDrop,
+    mut events: mpsc::Receiver<PeerEvent>,
+    channels: Vec<Channel>,
+    mut port: Port,
+    answering: bool,
+) -> Result<Established, Failure> {
+    let opened = channels[0].sender().clone();
+    let mut described = answering;
+    let mut early = Vec::new();
+    let work = async {
+        let mut opened = pin!(opened.opened());
+        loop {
+            tokio::select! {
+                result = &mut opened => return result,
+                event = events.recv() => match event {
+                    Some(PeerEvent::Candidate(candidate)) => port.tx.send(Description::Candidate(candidate)).await.map_err(|_| gone())?,
+                    Some(PeerEvent::State(ConnectionState::Failed)) => return Err(no_path()),
+                    Some(PeerEvent::State(_)) => {}
+                    None => return Err(gone()),
+                },
+                description = port.rx.recv() => match description {
+                    Some(Description::Answer(sdp)) if !described => {
+                        connection.get().accept_answer(sdp).await?;
+                        described = true;
+                        for candidate in early.drain(..) {
+                            connection.get().add_candidate(candidate).await;
+                        }
+                    }
+                    Some(Description::Candidate(candidate)) if described => connection.get().add_candidate(candidate).await,
+                    Some(Description::Candidate(candidate)) if early.len() < 64 => early.push(candidate),
+                    Some(Description::Refused(failure)) => return Err(failure),
+                    Some(_) => {}
+                    None => return Err(gone()),
+                },
+            }
+        }
+    };
+    timeout(ESTABLISH, work).await.unwrap_or_else(|_| Err(no_path()))?;
+    let (local, remote) = connection.get().fingerprints().await?;
+    let binding = if answering { Binding { offerer: remote, answerer: local } } else { Binding { offerer: local, answerer: remote } };
+    Ok(Established { carrier: carry(connection.take(), events, port), channels, binding })
+}
+
+/// Keeps candidates and state flowing for an established connection, and closes it at the end.
+fn carry(connection: PeerConnection, mut events: mpsc::Receiver<PeerEvent>, mut port: Port) -> Carrier {
+    let connection = Arc::new(connection);
+    let (state_tx, state) = watch::channel(ConnectionState::Connected);
+    let stop = CancellationToken::new();
+    let (task_stop, task_connection) = (stop.clone(), connection.clone());
+    tokio::spawn(async move {
+        let mut port_open = true;
+        loop {
+            tokio::select! {
+                () = task_stop.cancelled() => break,
+                event = events.recv() => match event {
+                    Some(PeerEvent::Candidate(candidate)) => { let _ = port.tx.try_send(Description::Candidate(candidate)); }
+                    Some(PeerEvent::State(state)) => { state_tx.send_replace(state); }
+                    None => break,
+                },
+                description = port.rx.recv(), if port_open => match description {
+                    Some(Description::Candidate(candidate)) => task_connection.add_candidate(candidate).await,
+                    Some(_) => {}
+                    None => port_open = false,
+                },
+            }
+        }
+        task_connection.close().await;
+    });
+    Carrier { connection, state, _trickle: stop.drop_guard() }
+}
+
+/// Connects to the worker of an invite; the server in between sees sealed text only.
+///
+/// # Errors
+/// [`Code::PeerNotFound`] when the worker is not in the room, [`Code::NotAuthentic`] when it cannot prove itself,
+/// [`Code::NoConnection`] when there is no path to it, and what the server refuses.
+pub async fn dial(
+    invite: &Invite,
+    me: &PeerId,
+    identity: &Identity,
+    options: &PeerOptions,
+    signal: &SignalSender,
+    events: &mut mpsc::Receiver<SignalEvent>,
+) -> Result<Link, Failure> {
+    let sealer = Sealer::new(&invite.secret, &invite.room, invite.grant);
+    let attempt = hex(&seal::random::<8>()?);
+    let envelope = Envelope { sealer: &sealer, me, other: &invite.worker, attempt: &attempt };
+    let (ours, mut theirs) = ports();
+    let mut establishing = pin!(offer(options, &CONTROL_CHANNELS, ours));
+    let established = loop {
+        tokio::select! {
+            result = &mut establishing => break result?,
+            Some(description) = theirs.rx.recv() => signal.send(envelope.seal(&description)?).await?,
+            event = events.recv() => match event {
+                Some(SignalEvent::Message(message)) => {
+                    if let Some(description) = envelope.open(message)? {
+                        let _ = theirs.tx.send(description).await;
+                    }
+                }
+                Some(SignalEvent::Refused(failure)) => return Err(failure),
+                Some(SignalEvent::Registered { .. } | SignalEvent::Lost { .. }) => {}
+                None => return Err(Failure::new(Code::Unavailable, "the connection to the signaling server has ended")),
+            },
+        }
+    };
+    let Established { carrier, channels, binding } = established;
+    let [mut auth, control, progress] = three(channels);
+    let context = Context { room: &invite.room, grant: invite.grant, binding };
+    let proven = seal::prove_as_client(&mut auth, identity.private(), &invite.secret, &invite.worker_key, &context).await?;
+    Ok(Link { control, progress, proven, carrier })
+}
+
+fn three(channels: Vec<Channel>) -> [Channel; 3] {
+    channels.try_into().ok().expect("as many channels as were asked for")
+}
+
+/// Turns descriptions into sealed messages for one peer, and back.
+struct Envelope<'a> {
+    sealer: &'a Sealer,
+    me: &'a PeerId,
+    other: &'a PeerId,
+    attempt: &'a str,
+}
+
+impl Envelope<'_> {
+    fn seal(&self, description: &Description) -> Result<ToServer, Failure> {
+        let seal = |value: Value| self.sealer.seal(self.me, self.other, &value).map(Value::String);
+        let target = self.other.clone();
+        Ok(match description {
+            Description::Offer(sdp) => ToServer::Offer { target, sdp: seal(json!({"attempt": self.attempt, "sdp": sdp}))? },
+            Description::Answer(sdp) => ToServer::Answer { target, sdp: seal(json!({"attempt": self.attempt, "sdp": sdp}))? },
+            Description::Candidate(candidate) => {
+                ToServer::Candidate { target, candidate: seal(json!({"attempt": self.attempt, "candidate": candidate}))? }
+            }
+            Description::Refused(failure) => ToServer::PeerMessage { to_peer_id: target, payload: json!({"refused": failure}) },
+        })
+    }
+
+    /// The description in a message, if it belongs to this attempt.
+    fn open(&self, message: ToPeer) -> Result<Option<Description>, Failure> {
+        let open = |value: &Value| self.sealer.open(self.other, self.me, value.as_str().unwrap_or_default());
+        match message {
+            ToPeer::Answer { sender, sdp } if &sender == self.other => {
+                let opened = open(&sdp)?;
+                let ours = opened["attempt"] == self.attempt;
+                Ok(opened["sdp"].as_str().filter(|_| ours).map(|sdp| Description::Answer(sdp.to_owned())))
+            }
+            ToPeer::Candidate { sender, candidate } if &sender == self.other => {
+                let opened = open(&candidate)?;
+                Ok((opened["attempt"] == self.attempt).then(|| Description::Candidate(opened["candidate"].clone())))
+            }
+            ToPeer::PeerMessage { from_peer_id, payload, .. } if &from_peer_id == self.other => {
+                Ok(serde_json::from_value(payload["refused"].clone()).ok().map(Description::Refused))
+            }
+            ToPeer::Error { code: Code::PeerNotFound, .. } => {
+                Err(Failure::new(Code::PeerNotFound, "the worker is not in the room at present; is webrtc-worker still running?"))
+            }
+            ToPeer::Error { code, message, .. } => Err(Failure::new(code, message)),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The worker's side: answers sealed offers.
+pub struct Answerer {
+    room: RoomId,
+    me: PeerId,
+    room_secret: Secret<[u8; 32]>,
+    identity: Arc<Identity>,
+    signal: SignalSender,
+    links: mpsc::Sender<(PeerId, Link)>,
+    slots: Arc<Semaphore>,
+    attempts: HashMap<(PeerId, String), mpsc::Sender<Description>>,
+}
+
+impl Answerer {
+    /// For the worker `me` of this room; proven connections go to `links`.
+    pub fn new(
+        room: RoomId,
+        me: PeerId,
+        room_secret: Secret<[u8; 32]>,
+        identity: Arc<Identity>,
+        signal: SignalSender,
+        links: mpsc::Sender<(PeerId, Link)>,
+    ) -> Self {
+        let slots = Arc::new(Semaphore::new(UNPROVEN));
+        Answerer { room, me, room_secret, identity, signal, links, slots, attempts: HashMap::new() }
+    }
+
+    /// Takes a message from the server; what is no offer or candidate of a client with an invite is refused or ignored.
+    pub async fn handle(&mut self, message: ToPeer, options: &PeerOptions) {
+        match message {
+            ToPeer::Offer { sender, sdp } => {
+                if let Err(failure) = self.handle_offer(&sender, &sdp, options) {
+                    tracing::info!(peer = %sender, %failure, "an offer was refused");
+                    let refusal = ToServer::PeerMessage { to_peer_id: sender, payload: json!({"refused": failure}) };
+                    let _ = self.signal.send(refusal).await;
+                }
+            }
+            ToPeer::Candidate { sender, candidate } => self.handle_candidate(sender, &candidate),
+            _ => {}
+        }
+    }
+
+    fn handle_offer(&mut self, sender: &PeerId, sdp: &Value, options: &PeerOptions) -> Result<(), Failure> {
+        self.attempts.retain(|_, attempt| !attempt.is_closed());
+        let (grant, opened) = self.open(sender, sdp)?;
+        let attempt = opened["attempt"].as_str().filter(|text| text.len() <= 64).unwrap_or_default().to_owned();
+        let offer = opened["sdp"].as_str().ok_or_else(|| Failure::new(Code::InvalidRequest, "an offer without a session description"))?;
+        let slot = self.slots.clone().try_acquire_owned();
+        let slot = slot.map_err(|_| Failure::new(Code::PeerBusy, "the worker is answering other clients; try again in a moment"))?;
+        let (ours, theirs) = ports();
+        self.attempts.insert((sender.clone(), attempt.clone()), theirs.tx.clone());
+        let root = seal::root_of(&self.room_secret, &self.room, grant);
+        let answering = Answering {
+            room: self.room.clone(),
+            me: self.me.clone(),
+            sender: sender.clone(),
+            attempt,
+            sealer: Sealer::new(&root, &self.room, grant),
+            room_secret: self.room_secret.clone(),
+            identity: self.identity.clone(),
+            signal: self.signal.clone(),
+            options: options.clone(),
+        };
+        let links = self.links.clone();
+        let offer = offer.to_owned();
+        tokio::spawn(async move {
+            let sender = answering.sender.clone();
+            match answering.run(offer, ours, theirs).await {
+                Ok(link) => {
+                    let _ = links.send((sender, link)).await;
+                }
+                Err(failure) => tracing::info!(peer = %sender, %failure, "a client did not connect"),
+            }
+            drop(slot);
+        });
+        Ok(())
+    }
+
+    fn handle_candidate(&mut self, sender: PeerId, candidate: &Value) {
+        let Ok((_, opened)) = self.open(&sender, candidate) else { return };
+        let attempt = opened["attempt"].as_str().unwrap_or_default().to_owned();
+        if let Some(tx) = self.attempts.get(&(sender, attempt)) {
+            let _ = tx.try_send(Description::Candidate(opened["candidate"].clone()));
+        }
+    }
+
+    fn open(&self, sender: &PeerId, sealed: &Value) -> Result<(Grant, Value), Failure> {
+        let text = sealed.as_str().unwrap_or_default();
+        let grant = seal::sealed_grant(text).ok_or_else(|| {
+            Failure::new(Code::NotAuthentic, "this worker takes sealed offers only: use webrtc-client with an invite (clients of the older Python system cannot prove themselves)")
+        })?;
+        let root = seal::root_of(&self.room_secret, &self.room, grant);
+        Ok((grant, Sealer::new(&root, &self.room, grant).open(sender, &self.me, text)?))
+    }
+}
+
+/// One offer on its way to a proven link.
+struct Answering {
+    room: RoomId,
+    me: PeerId,
+    sender: PeerId,
+    attempt: String,
+    sealer: Sealer,
+    room_secret: Secret<[u8; 32]>,
+    identity: Arc<Identity>,
+    signal: SignalSender,
+    options: PeerOptions,
+}
+
+impl Answering {
+    async fn run(self, sdp: String, ours: Port, mut theirs: Port) -> Result<Link, Failure> {
+        let envelope = Envelope { sealer: &self.sealer, me: &self.me, other: &self.sender, attempt: &self.attempt };
+        let mut establishing = pin!(answer(&self.options, &CONTROL_CHANNELS, sdp, ours));
+        let established = loop {
+            tokio::select! {
+                result = &mut establishing => break result?,
+                Some(description) = theirs.rx.recv() => self.signal.send(envelope.seal(&description)?).await?,
+            }
+        };
+        let Established { carrier, channels, binding } = established;
+        let [mut auth, control, progress] = three(channels);
+        let root_for = |grant| -> RootSecret { seal::root_of(&self.room_secret, &self.room, grant) };
+        let proven = seal::prove_as_worker(&mut auth, self.identity.private(), root_for, &self.room, binding).await?;
+        Ok(Link { control, progress, proven, carrier })
+    }
+}
+
+/// Opens a bulk connection from the client's side; `port` leads over the control connection.
+///
+/// # Errors
+/// [`Code::NoConnection`], [`Code::NotAuthentic`].
+pub async fn dial_bulk(number: u32, key: &Secret<[u8; 32]>, options: &PeerOptions, port: Port) -> Result<Bulk, Failure> {
+    let established = offer(options, &BULK_CHANNELS, port).await?;
+    prove_bulk(established, number, key, Side::Client).await
+}
+
+/// Answers a bulk connection on the worker's side.
+///
+/// # Errors
+/// [`Code::NoConnection`], [`Code::NotAuthentic`].
+pub async fn answer_bulk(number: u32, key: &Secret<[u8; 32]>, options: &PeerOptions, sdp: String, port: Port) -> Result<Bulk, Failure> {
+    let established = answer(options, &BULK_CHANNELS, sdp, port).await?;
+    prove_bulk(established, number, key, Side::Worker).await
+}
+
+async fn prove_bulk(established: Established, number: u32, key: &Secret<[u8; 32]>, side: Side) -> Result<Bulk, Failure> {
+    let Established { carrier, channels, binding } = established;
+    let [mut auth, channel] = <[Channel; 2]>::try_from(channels).ok().expect("as many channels as were asked for");
+    seal::prove_bulk(&mut auth, key, side, number, binding).await?;
+    Ok(Bulk { number, channel, carrier })
+}
+
+fn gone() -> Failure {
+    Failure::new(Code::NoConnection, "the other side went away while connecting")
+}
+
+fn no_path() -> Failure {
+    Failure::new(
+        Code::NoConnection,
+        "no direct path to the other side was found; both may be behind firewalls that need a TURN server (see ICE_SERVERS in the README)",
+    )
+}

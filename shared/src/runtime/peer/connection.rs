@@ -1,0 +1,388 @@
+//! One peer connection: its channels, its events, its path.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use rtc::{ice::mdns::MulticastDnsMode, peer_connection::configuration::setting_engine::SctpMaxMessageSize};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use webrtc::{
+    data_channel::RTCDataChannelInit,
+    peer_connection::{
+        PeerConnection as Inner, PeerConnectionBuilder, PeerConnectionEventHandler, RTCConfigurationBuilder, RTCIceCandidate,
+        RTCIceCandidateInit, RTCIceCandidateType, RTCIceServer, RTCIceTransportPolicy, RTCPeerConnectionIceEvent, RTCPeerConnectionState,
+        RTCSessionDescription, SettingEngineBuilder, StatsSelector,
+    },
+};
+
+use super::{
+    channel::Channel,
+    udp::{BufferedRuntime, granted_receive_buffer},
+};
+use crate::domain::{
+    error::{Code, Failure},
+    signal::IceServer,
+};
+
+/// Bytes that may wait in one channel's send buffer.
+const SEND_LIMIT: usize = 2 << 20;
+/// The receive buffer below which the SCTP window is narrowed, in bytes.
+const NARROW_BUFFER: usize = 2 << 20;
+
+/// How to reach the other side.
+#[derive(Debug, Clone, Default)]
+pub struct PeerOptions {
+    /// STUN and TURN servers.
+    pub ice_servers: Vec<IceServer>,
+    /// Addresses to bind UDP sockets to; `0.0.0.0:0` means one for each interface but loopback.
+    pub bind: Vec<SocketAddr>,
+    /// Use relayed candidates only.
+    pub relay_only: bool,
+}
+
+/// A negotiated channel (RFC 8832 §4, without the handshake): both sides create it with the same id.
+#[derive(Debug, Clone, Copy)]
+pub struct ChannelSpec {
+    /// The SCTP stream id.
+    pub id: u16,
+    /// Its name, for logs.
+    pub label: &'static str,
+    /// Messages that may wait for their reader before the whole connection is held back.
+    pub capacity: usize,
+}
+
+/// What a peer connection tells its owner.
+#[derive(Debug, Clone)]
+pub enum PeerEvent {
+    /// A local candidate to be sent to the other side (an `RTCIceCandidateInit`).
+    Candidate(Value),
+    /// The connection's state has changed.
+    State(ConnectionState),
+}
+
+/// What matters of the connection's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// Data can flow.
+    Connected,
+    /// Nothing was heard for 10 s; it may heal by itself.
+    Disconnected,
+    /// Lost for good: make a new one.
+    Failed,
+    /// Closed.
+    Closed,
+}
+
+/// Which way the data takes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Path {
+    /// Direct or relayed.
+    pub kind: PathKind,
+    /// The local candidate's kind and address.
+    pub local: String,
+    /// The remote candidate's kind and address.
+    pub remote: String,
+    /// Last measured round trip, in seconds.
+    pub rtt: f64,
+}
+
+/// Whether a relay is in the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathKind {
+    /// Straight from host to host.
+    Direct,
+    /// Straight, through at least one address translator.
+    DirectThroughNat,
+    /// Through a TURN server.
+    Relayed,
+}
+
+/// A WebRTC peer connection with negotiated data channels.
+pub struct PeerConnection {
+    inner: Arc<dyn Inner>,
+}
+
+struct Handler {
+    events: mpsc::Sender<PeerEvent>,
+    /// Each host candidate is announced twice (once a component); the second adds nothing.
+    announced: Mutex<Vec<String>>,
+}
+
+#[async_trait::async_trait]
+impl PeerConnectionEventHandler for Handler {
+    async fn on_ice_candidate(&self, event: RTCPeerConnectionIceEvent) {
+        let Ok(init) = event.candidate.to_json() else { return };
+        let known = {
+            let key = format!("{} {} {}", event.candidate.address, event.candidate.port, event.candidate.typ);
+            let mut announced = self.announced.lock().expect("no panic happens under this lock");
+            let known = announced.contains(&key);
+            if !known {
+                announced.push(key);
+            }
+            known
+        };
+        if known {
+            return;
+        }
+        if let Ok(value) = serde_json::to_value(&init)
+            && self.events.try_send(PeerEvent::Candidate(value)).is_err()
+        {
+            tracing::debug!("a candidate was not sent: its reader is gone or far behind");
+        }
+    }
+
+    async fn on_connection_state_change(&self, state: RTCPeerConnectionState) {
+        let state = match state {
+            RTCPeerConnectionState::Connected => ConnectionState::Connected,
+            RTCPeerConnectionState::Disconnected => ConnectionState::Disconnected,
+            RTCPeerConnectionState::Failed => ConnectionState::Failed,
+            RTCPeerConnectionState::Closed => ConnectionState::Closed,
+            _ => return,
+        };
+        if self.events.try_send(PeerEvent::State(state)).is_err() {
+            tracing::debug!(?state, "a state change was not told: its reader is gone or far behind");
+        }
+    }
+}
+
+impl PeerConnection {
+    /// A new connection with these channels, in their order; its events; nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`Code::NoConnection`] when no socket can be bound, [`Code::InvalidRequest`] for an ICE server that cannot be used.
+    pub async fn new(options: &PeerOptions, channels: &[ChannelSpec]) -> Result<(Self, mpsc::Receiver<PeerEvent>, Vec<Channel>), Failure> {
+        let (event_tx, events) = mpsc::channel(256);
+        let handler = Handler { events: event_tx, announced: Mutex::new(Vec::new()) };
+        let bind: Vec<SocketAddr> = if options.bind.is_empty() { vec![SocketAddr::from(([0, 0, 0, 0], 0))] } else { options.bind.clone() };
+        let inner = PeerConnectionBuilder::new()
+            .with_configuration(configuration(options))
+            .with_setting_engine(settings())
+            .with_handler(Arc::new(handler))
+            .with_runtime(Arc::new(BufferedRuntime::new()))
+            .with_udp_addrs(bind)
+            .with_data_channel_send_buffer_limit(SEND_LIMIT)
+            .build()
+            .await
+            .map_err(|error| failed("a peer connection could not be made", &error))?;
+        let inner: Arc<dyn Inner> = Arc::new(inner);
+        let mut made = Vec::with_capacity(channels.len());
+        for spec in channels {
+            let init = RTCDataChannelInit { negotiated: Some(spec.id), ..Default::default() };
+            let channel = inner
+                .create_data_channel(spec.label, Some(init))
+                .await
+                .map_err(|error| failed("a data channel could not be made", &error))?;
+            made.push(Channel::new(channel, spec.label, spec.capacity));
+        }
+        Ok((PeerConnection { inner }, events, made))
+    }
+
+    /// Makes the offer (SDP) and starts gathering candidates.
+    ///
+    /// # Errors
+    /// [`Code::NoConnection`].
+    pub async fn offer(&self) -> Result<String, Failure> {
+        let offer = self.inner.create_offer(None).await.map_err(|error| failed("no offer could be made", &error))?;
+        self.set_local(offer).await
+    }
+
+    /// Takes the other side's offer and makes the answer.
+    ///
+    /// # Errors
+    /// [`Code::NotAuthentic`] for a description without exactly one SHA-256 fingerprint, [`Code::NoConnection`].
+    pub async fn answer(&self, offer: String) -> Result<String, Failure> {
+        fingerprint_of(&offer)?;
+        let offer = RTCSessionDescription::offer(offer).map_err(|error| failed("the offer cannot be used", &error))?;
+        self.inner.set_remote_description(offer).await.map_err(|error| failed("the offer cannot be used", &error))?;
+        let answer = self.inner.create_answer(None).await.map_err(|error| failed("no answer could be made", &error))?;
+        self.set_local(answer).await
+    }
+
+    /// Takes the other side's answer.
+    ///
+    /// # Errors
+    /// [`Code::NotAuthentic`] for a description without exactly one SHA-256 fingerprint, [`Code::NoConnection`].
+    pub async fn accept_answer(&self, answer: String) -> Result<(), Failure> {
+        fingerprint_of(&answer)?;
+        let answer = RTCSessionDescription::answer(answer).map_err(|error| failed("the answer cannot be used", &error))?;
+        self.inner.set_remote_description(answer).await.map_err(|error| failed("the answer cannot be used", &error))
+    }
+
+    /// Takes a candidate of the other side. One that cannot be used is ignored: others may do.
+    pub async fn add_candidate(&self, candidate: Value) {
+        let Ok(init) = serde_json::from_value::<RTCIceCandidateInit>(candidate) else {
+            tracing::debug!("a candidate that is not one was ignored");
+            return;
+        };
+        if let Err(error) = self.inner.add_ice_candidate(init).await {
+            tracing::debug!(%error, "a candidate was ignored");
+        }
+    }
+
+    /// SHA-256 of the local certificate and of the one that the other side really presented.
+    ///
+    /// # Errors
+    /// [`Code::NoConnection`] before DTLS has ended, [`Code::NotAuthentic`] when the presented certificate is not the described one.
+    pub async fn fingerprints(&self) -> Result<(Fingerprint, Fingerprint), Failure> {
+        let not_yet = || Failure::new(Code::NoConnection, "the connection is not secured yet");
+        let local = fingerprint_of(&self.inner.local_description().await.ok_or_else(not_yet)?.sdp)?;
+        let described = fingerprint_of(&self.inner.remote_description().await.ok_or_else(not_yet)?.sdp)?;
+        let dtls = self.inner.sctp().await.ok_or_else(not_yet)?.transport();
+        let certificates = dtls.get_remote_certificates().await.map_err(|_| not_yet())?;
+        let presented: Fingerprint = {
+            use sha2::Digest;
+            sha2::Sha256::digest(certificates.first().ok_or_else(not_yet)?).into()
+        };
+        if presented != described {
+            return Err(Failure::new(Code::NotAuthentic, "the other side's certificate is not the one it described"));
+        }
+        Ok((local, presented))
+    }
+
+    /// The path in use, once there is one.
+    pub async fn path(&self) -> Option<Path> {
+        let ice = self.inner.sctp().await?.transport().ice_transport();
+        let pair = ice.get_selected_candidate_pair().await.ok()??;
+        let report = self.inner.get_stats(Instant::now(), StatsSelector::None).await;
+        // The selected pair is the one that carries bytes; the report has no link between the two.
+        let rtt =
+            report.candidate_pairs().max_by_key(|pair| pair.bytes_sent + pair.bytes_received).map(|pair| pair.current_round_trip_time);
+        Some(path_of(pair.local(), pair.remote(), rtt.unwrap_or_default()))
+    }
+
+    /// Closes the connection; what was not acknowledged is lost.
+    pub async fn close(&self) {
+        if let Err(error) = self.inner.close().await {
+            tracing::debug!(%error, "closing a peer connection");
+        }
+    }
+
+    async fn set_local(&self, description: RTCSessionDescription) -> Result<String, Failure> {
+        self.inner.set_local_description(description).await.map_err(|error| failed("the session description cannot be used", &error))?;
+        let local = self.inner.local_description().await;
+        local.map(|description| description.sdp).ok_or_else(|| Failure::new(Code::Internal, "there is no local description"))
+    }
+}
+
+/// SHA-256 of a DTLS certificate.
+pub type Fingerprint = [u8; 32];
+
+fn configuration(options: &PeerOptions) -> webrtc::peer_connection::RTCConfiguration {
+    let servers = options
+        .ice_servers
+        .iter()
+        .map(|server| RTCIceServer {
+            urls: server.urls.clone(),
+            username: server.username.clone().unwrap_or_default(),
+            credential: server.credential.as_ref().map(|secret| secret.expose().clone()).unwrap_or_default(),
+        })
+        .collect();
+    let policy = if options.relay_only { RTCIceTransportPolicy::Relay } else { RTCIceTransportPolicy::All };
+    RTCConfigurationBuilder::new().with_ice_servers(servers).with_ice_transport_policy(policy).build()
+}
+
+fn settings() -> webrtc::peer_connection::SettingEngine {
+    let window = if granted_receive_buffer() >= NARROW_BUFFER { 2 << 20 } else { 1 << 20 };
+    SettingEngineBuilder::new()
+        .with_multicast_dns_mode(MulticastDnsMode::Disabled)
+        .with_sctp_max_receive_buffer_size(window)
+        .with_sctp_max_message_size(SctpMaxMessageSize::Bounded(256 * 1024))
+        .with_ice_timeouts(Some(Duration::from_secs(10)), Some(Duration::from_secs(180)), Some(Duration::from_secs(2)))
+        .with_ice_connection_attempts(Some(Duration::from_millis(50)), Some(60))
+        .with_host_acceptance_min_wait(Some(Duration::ZERO))
+        .build()
+}
+
+/// The one SHA-256 fingerprint that a session description names (RFC 8122 §5).
+fn fingerprint_of(sdp: &str) -> Result<Fingerprint, Failure> {
+    let refused = |why: &str| Failure::new(Code::NotAuthentic, format!("the session description {why}"));
+    let mut found: Option<&str> = None;
+    for line in sdp.lines() {
+        let Some(value) = line.strip_prefix("a=fingerprint:") else { continue };
+        let (algorithm, digest) = value.trim().split_once(' ').ok_or_else(|| refused("has a fingerprint that cannot be read"))?;
+        if !algorithm.eq_ignore_ascii_case("sha-256") {
+            return Err(refused("names a fingerprint that is not SHA-256"));
+        }
+        if found.is_some_and(|first| !first.eq_ignore_ascii_case(digest)) {
+            return Err(refused("names two certificates"));
+        }
+        found = Some(digest);
+    }
+    let digest = found.ok_or_else(|| refused("names no certificate"))?;
+    let bytes: Option<Vec<u8>> = digest.split(':').map(|pair| u8::from_str_radix(pair, 16).ok()).collect();
+    bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| refused("has a fingerprint that cannot be read"))
+}
+
+fn path_of(local: &RTCIceCandidate, remote: &RTCIceCandidate, rtt: f64) -> Path {
+    let show = |candidate: &RTCIceCandidate| format!("{} {}:{}", candidate.typ, candidate.address, candidate.port);
+    let kinds = [local.typ, remote.typ];
+    let kind = if kinds.contains(&RTCIceCandidateType::Relay) {
+        PathKind::Relayed
+    } else if kinds == [RTCIceCandidateType::Host; 2] {
+        PathKind::Direct
+    } else {
+        PathKind::DirectThroughNat
+    };
+    Path { kind, local: show(local), remote: show(remote), rtt }
+}
+
+fn failed(what: &str, error: &dyn std::error::Error) -> Failure {
+    Failure::new(Code::NoConnection, format!("{what}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_one_certificate_is_accepted() {
+        let digest = ["AB"; 32].join(":");
+        let other = ["cd"; 32].join(":");
+        assert_eq!(fingerprint_of(&format!("v=0\r\na=fingerprint:sha-256 {digest}\r\n")).unwrap(), [0xab; 32]);
+        for bad in [
+            "v=0\r\n".to_owned(),
+            format!("a=fingerprint:sha-256 {digest}\r\na=fingerprint:sha-256 {other}\r\n"),
+            format!("a=fingerprint:sha-1 {digest}\r\n"),
+            "a=fingerprint:sha-256 zz\r\n".to_owned(),
+        ] {
+            assert_eq!(fingerprint_of(&bad).unwrap_err().code, Code::NotAuthentic);
+        }
+    }
+
+    const CHANNELS: [ChannelSpec; 2] =
+        [ChannelSpec { id: 0, label: "auth", capacity: 8 }, ChannelSpec { id: 1, label: "data", capacity: 64 }];
+
+    async fn connect() -> [(PeerConnection, Vec<Channel>); 2] {
+        let options = PeerOptions { bind: vec!["127.0.0.1:0".parse().unwrap()], ..Default::default() };
+        let (a, mut a_events, a_channels) = PeerConnection::new(&options, &CHANNELS).await.unwrap();
+        let (b, mut b_events, b_channels) = PeerConnection::new(&options, &CHANNELS).await.unwrap();
+        let answer = b.answer(a.offer().await.unwrap()).await.unwrap();
+        a.accept_answer(answer).await.unwrap();
+        for _ in 0..2 {
+            tokio::select! {
+                Some(PeerEvent::Candidate(candidate)) = a_events.recv() => b.add_candidate(candidate).await,
+                Some(PeerEvent::Candidate(candidate)) = b_events.recv() => a.add_candidate(candidate).await,
+            }
+        }
+        [(a, a_channels), (b, b_channels)]
+    }
+
+    #[tokio::test]
+    async fn two_peers_meet_on_loopback_and_see_each_others_certificate() {
+        let [(a, a_channels), (b, mut b_channels)] = connect().await;
+        a_channels[1].sender().opened().await.unwrap();
+        a_channels[1].sender().send_text("hello").await.unwrap();
+        assert_eq!(&b_channels[1].recv().await.unwrap()[..], b"hello");
+        let (a_local, a_remote) = a.fingerprints().await.unwrap();
+        assert_eq!(b.fingerprints().await.unwrap(), (a_remote, a_local));
+        assert_ne!(a_local, a_remote);
+        assert_eq!(a.path().await.unwrap().kind, PathKind::Direct);
+        a.close().await;
+        b.close().await;
+    }
+}
