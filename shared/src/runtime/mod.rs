@@ -1,6 +1,11 @@
 //! What every program does with sockets, disk and signals.
 //!
-//! The modules behind the feature `runtime` are the peers'; the signaling server uses none of them.
+//! * every program (feature `process`): [`config`], [`shutdown`], [`telemetry`]
+//! * peers (feature `runtime`), never the signaling server: `identity`, `seal`, `signal`, `peer`, `link`
+
+pub mod config;
+pub mod shutdown;
+pub mod telemetry;
 
 #[cfg(feature = "runtime")]
 pub mod identity;
