@@ -1,0 +1,218 @@
+//! The receiver's side of a transfer.
+//!
+//! ```text
+//!   missing ──pieces, verified──► handed out ──stored──► stored
+//!      ▲                                                   │
+//!      └──────────────── damaged on disk ──────────────────┘
+//! ```
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{ChunkSet, Places, Progress};
+use crate::domain::{
+    error::{Code, Failure},
+    frame::{FrameHeader, FrameKind},
+    manifest::{ChunkPlace, Hash},
+};
+
+/// After this many damaged chunks the sender is not believed any more.
+const STRIKES: u32 = 3;
+/// So many good chunks in a row make one damaged chunk forgotten: on 20 GB a rare bit flip is no reason to give up.
+const FORGIVEN_AFTER: u32 = 1000;
+/// At most so many connections may be within a chunk at once; each holds up to one chunk in memory.
+const MAX_CONNECTIONS: usize = 64;
+
+/// A chunk that arrived whole and has its hash.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WholeChunk {
+    /// Its index.
+    pub index: u32,
+    /// Where it belongs.
+    pub place: ChunkPlace,
+    /// It.
+    pub bytes: Vec<u8>,
+}
+
+impl std::fmt::Debug for WholeChunk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WholeChunk").field("index", &self.index).field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+/// What a piece led to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// The chunk is not whole yet.
+    More,
+    /// The chunk is whole and verified: write it, and say [`Receiving::stored`] once it is durable.
+    Whole(WholeChunk),
+    /// The chunk arrived damaged: ask for it again.
+    Corrupt(u32),
+    /// The chunk was here already (its connection was lost after it arrived): nothing to do.
+    Known(u32),
+}
+
+#[derive(Debug)]
+struct Assembly {
+    index: u32,
+    place: ChunkPlace,
+    received: u32,
+    /// Empty for a chunk that is here already.
+    bytes: Vec<u8>,
+}
+
+/// Which chunks are missing, and the chunks that are just arriving.
+#[derive(Debug)]
+pub struct Receiving {
+    places: Arc<Places>,
+    missing: ChunkSet,
+    handed: ChunkSet,
+    /// Every chunk that was ever asked for: what may arrive.
+    asked: ChunkSet,
+    assemblies: HashMap<u32, Assembly>,
+    strikes: u32,
+    good_in_a_row: u32,
+    progress: Progress,
+}
+
+impl Receiving {
+    /// Receives what is not `present` (a set over the same manifest).
+    pub fn new(places: Arc<Places>, present: &ChunkSet) -> Self {
+        debug_assert_eq!(places.len(), present.len(), "the set belongs to the manifest");
+        let missing = present.complement();
+        let progress = Progress { total_bytes: places.manifest().bytes(), needed_bytes: places.bytes_of(&missing), ..Progress::default() };
+        Receiving {
+            asked: missing.clone(),
+            handed: ChunkSet::new(missing.len()),
+            missing,
+            assemblies: HashMap::new(),
+            strikes: 0,
+            good_in_a_row: 0,
+            progress,
+            places,
+        }
+    }
+
+    /// What to ask for: the chunks that have not arrived.
+    pub fn needed(&self) -> &ChunkSet {
+        &self.missing
+    }
+
+    /// Takes a piece that arrived on a connection. Within a connection the pieces of a chunk follow one another.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] for a piece that was not asked for, is out of order or out of bounds; [`Code::NotAuthentic`]
+    /// when too many chunks were damaged. The transfer is over then.
+    pub fn accept_piece(&mut self, connection: u32, header: FrameHeader, piece: &[u8]) -> Result<Accepted, Failure> {
+        let FrameKind::Chunk(index) = header.kind else {
+            return Err(refused("it belongs to the list of files"));
+        };
+        let mut assembly = match self.assemblies.remove(&connection) {
+            Some(assembly) if assembly.index == index => assembly,
+            Some(_) => return Err(refused("it begins a chunk before the last one ended")),
+            None => self.begin(index)?,
+        };
+        let received = assembly.received as usize + piece.len();
+        if header.offset != assembly.received || piece.is_empty() || received > assembly.place.chunk.len as usize {
+            return Err(refused("it is out of order or out of bounds"));
+        }
+        if self.missing.contains(index) {
+            assembly.bytes.reserve_exact((assembly.place.chunk.len as usize).saturating_sub(assembly.bytes.len()));
+            assembly.bytes.extend_from_slice(piece);
+        }
+        assembly.received = received as u32;
+        if assembly.received < assembly.place.chunk.len {
+            self.assemblies.insert(connection, assembly);
+            return Ok(Accepted::More);
+        }
+        self.complete(assembly)
+    }
+
+    /// A connection is gone, and the chunk it was bringing.
+    pub fn connection_lost(&mut self, connection: u32) {
+        self.assemblies.remove(&connection);
+    }
+
+    /// A chunk that was handed out is durable; `false`: it was not handed out.
+    pub fn stored(&mut self, index: u32) -> bool {
+        let was = self.handed.remove(index);
+        if was {
+            self.progress.in_flight -= self.len_of(index);
+            self.progress.acked_bytes += self.len_of(index);
+        }
+        was
+    }
+
+    /// Chunks that were thought present turned out to be damaged on disk: they are missing again.
+    pub fn damaged(&mut self, set: &ChunkSet) {
+        for index in set.iter().filter(|&index| !self.handed.contains(index)) {
+            if !self.missing.insert(index) {
+                continue;
+            }
+            if self.asked.insert(index) {
+                self.progress.needed_bytes += self.len_of(index);
+            } else {
+                self.progress.acked_bytes -= self.len_of(index);
+            }
+        }
+    }
+
+    /// Whether every chunk of the manifest is durable.
+    pub fn is_complete(&self) -> bool {
+        self.missing.is_empty() && self.handed.is_empty()
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    fn begin(&self, index: u32) -> Result<Assembly, Failure> {
+        let place = self.places.get(index).filter(|_| self.asked.contains(index)).ok_or_else(|| refused("nobody asked for its chunk"))?;
+        if self.assemblies.len() >= MAX_CONNECTIONS {
+            return Err(refused("too many connections bring chunks at once"));
+        }
+        Ok(Assembly { index, place, received: 0, bytes: Vec::new() })
+    }
+
+    fn complete(&mut self, assembly: Assembly) -> Result<Accepted, Failure> {
+        let Assembly { index, place, bytes, .. } = assembly;
+        // It may have arrived on another connection while this one was bringing it, or been lost while this copy was skipped.
+        if !self.missing.contains(index) || bytes.len() != place.chunk.len as usize {
+            return Ok(if self.missing.contains(index) { Accepted::Corrupt(index) } else { Accepted::Known(index) });
+        }
+        if Hash::of(&bytes) != place.chunk.hash {
+            return self.strike(index);
+        }
+        self.good_in_a_row += 1;
+        if self.good_in_a_row == FORGIVEN_AFTER {
+            self.good_in_a_row = 0;
+            self.strikes = self.strikes.saturating_sub(1);
+        }
+        self.missing.remove(index);
+        self.handed.insert(index);
+        self.progress.in_flight += u64::from(place.chunk.len);
+        Ok(Accepted::Whole(WholeChunk { index, place, bytes }))
+    }
+
+    fn strike(&mut self, index: u32) -> Result<Accepted, Failure> {
+        self.strikes += 1;
+        self.good_in_a_row = 0;
+        if self.strikes < STRIKES {
+            return Ok(Accepted::Corrupt(index));
+        }
+        let message = format!(
+            "{STRIKES} chunks arrived damaged although the connection is encrypted: the sender's memory, disk or program is at fault; \
+             run the command again, and check that machine if it happens again"
+        );
+        Err(Failure::new(Code::NotAuthentic, message))
+    }
+
+    fn len_of(&self, index: u32) -> u64 {
+        self.places.get(index).map_or(0, |place| u64::from(place.chunk.len))
+    }
+}
+
+fn refused(why: &str) -> Failure {
+    Failure::new(Code::InvalidRequest, format!("a piece of a chunk is not acceptable: {why}"))
+}
