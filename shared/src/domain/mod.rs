@@ -5,7 +5,7 @@
 //! * what goes over the WebSocket: [`signal`]
 //! * what goes over the data channels: [`message`], [`frame`]
 //! * what a job is: [`job`]
-//! * what travels and how: [`manifest`], [`transfer`]
+//! * what travels and how: [`manifest`], [`transfer`], and on which [`route`]
 //! * how long to wait before trying again: [`backoff`]
 //! * what went wrong: [`error`]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -19,5 +19,6 @@ pub mod job;
 pub mod manifest;
 pub mod message;
 pub mod path;
+pub mod route;
 pub mod signal;
 pub mod transfer;

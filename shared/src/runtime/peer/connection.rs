@@ -1,4 +1,4 @@
-//! One peer connection: its channels, its events, its path.
+//! One peer connection: its channels, its events, its route.
 
 use std::{
     net::SocketAddr,
@@ -7,7 +7,6 @@ use std::{
 };
 
 use rtc::{ice::mdns::MulticastDnsMode, peer_connection::configuration::setting_engine::SctpMaxMessageSize};
-use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use webrtc::{
@@ -25,6 +24,7 @@ use super::{
 };
 use crate::domain::{
     error::{Code, Failure},
+    route::{Route, RouteKind},
     signal::IceServer,
 };
 
@@ -75,31 +75,6 @@ pub enum ConnectionState {
     Failed,
     /// Closed.
     Closed,
-}
-
-/// Which way the data takes.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Path {
-    /// Direct or relayed.
-    pub kind: PathKind,
-    /// The local candidate's kind and address.
-    pub local: String,
-    /// The remote candidate's kind and address.
-    pub remote: String,
-    /// Last measured round trip, in seconds.
-    pub rtt: f64,
-}
-
-/// Whether a relay is in the way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PathKind {
-    /// Straight from host to host.
-    Direct,
-    /// Straight, through at least one address translator.
-    DirectThroughNat,
-    /// Through a TURN server.
-    Relayed,
 }
 
 /// A WebRTC peer connection with negotiated data channels.
@@ -244,15 +219,15 @@ impl PeerConnection {
         Ok((local, presented))
     }
 
-    /// The path in use, once there is one.
-    pub async fn path(&self) -> Option<Path> {
+    /// The route in use, once there is one.
+    pub async fn route(&self) -> Option<Route> {
         let ice = self.inner.sctp().await?.transport().ice_transport();
         let pair = ice.get_selected_candidate_pair().await.ok()??;
         let report = self.inner.get_stats(Instant::now(), StatsSelector::None).await;
         // The selected pair is the one that carries bytes; the report has no link between the two.
         let rtt =
             report.candidate_pairs().max_by_key(|pair| pair.bytes_sent + pair.bytes_received).map(|pair| pair.current_round_trip_time);
-        Some(path_of(pair.local(), pair.remote(), rtt.unwrap_or_default()))
+        Some(route_of(pair.local(), pair.remote(), rtt.unwrap_or_default()))
     }
 
     /// Closes the connection; what was not acknowledged is lost.
@@ -318,17 +293,17 @@ fn fingerprint_of(sdp: &str) -> Result<Fingerprint, Failure> {
     bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| refused("has a fingerprint that cannot be read"))
 }
 
-fn path_of(local: &RTCIceCandidate, remote: &RTCIceCandidate, rtt: f64) -> Path {
+fn route_of(local: &RTCIceCandidate, remote: &RTCIceCandidate, rtt: f64) -> Route {
     let show = |candidate: &RTCIceCandidate| format!("{} {}:{}", candidate.typ, candidate.address, candidate.port);
     let kinds = [local.typ, remote.typ];
     let kind = if kinds.contains(&RTCIceCandidateType::Relay) {
-        PathKind::Relayed
+        RouteKind::Relayed
     } else if kinds == [RTCIceCandidateType::Host; 2] {
-        PathKind::Direct
+        RouteKind::Direct
     } else {
-        PathKind::DirectThroughNat
+        RouteKind::DirectThroughNat
     };
-    Path { kind, local: show(local), remote: show(remote), rtt }
+    Route { kind, local: show(local), remote: show(remote), rtt }
 }
 
 fn failed(what: &str, error: &dyn std::error::Error) -> Failure {
@@ -381,7 +356,7 @@ mod tests {
         let (a_local, a_remote) = a.fingerprints().await.unwrap();
         assert_eq!(b.fingerprints().await.unwrap(), (a_remote, a_local));
         assert_ne!(a_local, a_remote);
-        assert_eq!(a.path().await.unwrap().kind, PathKind::Direct);
+        assert_eq!(a.route().await.unwrap().kind, RouteKind::Direct);
         a.close().await;
         b.close().await;
     }

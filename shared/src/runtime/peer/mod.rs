@@ -1,6 +1,6 @@
 //! Peer connections: the only folder that names `webrtc` and `rtc`.
 //!
-//! * [`connection`]: one [`PeerConnection`] with its negotiated channels, its events and its path
+//! * [`connection`]: one [`PeerConnection`] with its negotiated channels, its events and its route
 //! * [`channel`]: one data channel as a sender and a receiver with back-pressure
 //! * `udp`: the crate's runtime with socket buffers that fit the window
 //!
@@ -15,4 +15,4 @@ pub mod connection;
 mod udp;
 
 pub use channel::{Channel, ChannelSender};
-pub use connection::{ChannelSpec, ConnectionState, Path, PathKind, PeerConnection, PeerEvent, PeerOptions};
+pub use connection::{ChannelSpec, ConnectionState, Fingerprint, PeerConnection, PeerEvent, PeerOptions};

@@ -1,0 +1,165 @@
+//! What the runtime tells whoever shows it: bars and tables on a terminal, or `--json`.
+//!
+//! One JSON object a line on stdout is exactly one of these, tagged by `type`.
+
+use serde::{Deserialize, Serialize};
+use shared::domain::{
+    id::{CommandId, JobId, RoomId},
+    invite::Grant,
+    job::{Command, CommandState, JobStatus, JournalEntry, Outcome},
+    message::WorkerInfo,
+    route::Route,
+};
+
+/// One thing that happened, in the order in which it happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Event {
+    /// The package is being read and hashed.
+    Scanning {
+        /// Bytes read so far.
+        bytes: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// A connection to the worker is being made.
+    Connecting {
+        /// The signaling server.
+        server: String,
+        /// The room.
+        room: RoomId,
+        /// 1 for the first try since the last success.
+        attempt: u32,
+    },
+    /// The worker has proved itself and data can flow.
+    Connected {
+        /// The worker.
+        worker: WorkerInfo,
+        /// What the invite grants here.
+        grant: Grant,
+        /// The route in use.
+        route: Option<Route>,
+        /// Whether the worker still held our session.
+        resumed: bool,
+        /// How long connecting took, in milliseconds.
+        elapsed_ms: u64,
+    },
+    /// The connection is gone, or could not be made; it is tried again.
+    Disconnected {
+        /// Why.
+        reason: String,
+        /// Until the next try, in milliseconds.
+        retry_in_ms: u64,
+    },
+    /// What an upload will be.
+    Plan {
+        /// The job.
+        job: JobId,
+        /// Whether the worker knows the job already.
+        known: bool,
+        /// Files of the package.
+        files: u32,
+        /// Bytes of the package.
+        bytes: u64,
+        /// Bytes of it that the worker has already.
+        already_there: u64,
+        /// Bytes to send.
+        to_send: u64,
+        /// The worker's free disk space in bytes.
+        disk_free: u64,
+    },
+    /// How far the upload is.
+    Uploading {
+        /// Bytes that are verified and on the worker's disk, of those to send.
+        done: u64,
+        /// Bytes to send.
+        total: u64,
+    },
+    /// The package is whole at the worker.
+    Uploaded {
+        /// Bytes sent.
+        bytes: u64,
+        /// Milliseconds.
+        elapsed_ms: u64,
+    },
+    /// The job's state has changed.
+    JobState(JobStatus),
+    /// An entry of the job's journal: each once, in order.
+    Journal {
+        /// The job.
+        job: JobId,
+        /// The entry.
+        entry: JournalEntry,
+    },
+    /// Everything that had happened before we came has been shown.
+    CaughtUp {
+        /// The job.
+        job: JobId,
+        /// The journal's last seq.
+        seq: u64,
+    },
+    /// How far a command has come.
+    Command {
+        /// The job.
+        job: JobId,
+        /// The command.
+        id: CommandId,
+        /// What it asks; absent when it is another client's.
+        command: Command,
+        /// How far.
+        state: CommandState,
+        /// Why, where it was refused.
+        message: String,
+    },
+    /// How far the download is.
+    Downloading {
+        /// Bytes that are verified and on disk here, of those to fetch.
+        done: u64,
+        /// Bytes to fetch.
+        total: u64,
+    },
+    /// The results are in place.
+    Downloaded {
+        /// Where: a folder.
+        path: String,
+        /// The files, relative to it.
+        files: Vec<String>,
+        /// Bytes of all files.
+        bytes: u64,
+        /// Milliseconds.
+        elapsed_ms: u64,
+    },
+    /// The answer to `status`: all jobs of the worker.
+    Jobs {
+        /// The worker.
+        worker: WorkerInfo,
+        /// Its jobs, oldest first.
+        jobs: Vec<JobStatus>,
+    },
+    /// The workers in the room (`workers`).
+    Workers {
+        /// Them, as they describe themselves to the server.
+        workers: Vec<WorkerInfo>,
+    },
+    /// The user left a job that goes on.
+    Detached {
+        /// The job.
+        job: JobId,
+    },
+    /// The end of a job, as the last word of `train` and `watch`.
+    Finished {
+        /// The job.
+        job: JobId,
+        /// How it ended.
+        outcome: Outcome,
+        /// One sentence.
+        message: String,
+        /// From submission to here, in milliseconds.
+        elapsed_ms: u64,
+    },
+    /// Something else that a person should know.
+    Notice {
+        /// One sentence.
+        message: String,
+    },
+}
