@@ -227,6 +227,77 @@ impl ToClient {
     }
 }
 
+/// A step of a transfer, whichever way it goes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// The sender announces.
+    Meta(FileMeta),
+    /// The receiver is ready.
+    Ready(FileReady),
+    /// The receiver lacks these.
+    Need(FileNeed),
+    /// The receiver has these on disk.
+    Ack(FileAck),
+    /// The sender has sent everything.
+    End(FileEnd),
+    /// The receiver has everything in place.
+    Done(FileEnd),
+    /// Either side cannot go on.
+    Refused(FileRefused),
+}
+
+impl Step {
+    /// Which transfer it belongs to.
+    pub fn transfer(&self) -> TransferId {
+        match self {
+            Step::Meta(FileMeta { transfer, .. })
+            | Step::Ready(FileReady { transfer, .. })
+            | Step::Need(FileNeed { transfer, .. })
+            | Step::Ack(FileAck { transfer, .. })
+            | Step::End(FileEnd { transfer, .. })
+            | Step::Done(FileEnd { transfer, .. })
+            | Step::Refused(FileRefused { transfer, .. }) => *transfer,
+        }
+    }
+}
+
+macro_rules! steps {
+    ($name:ident) => {
+        impl From<Step> for $name {
+            fn from(step: Step) -> Self {
+                match step {
+                    Step::Meta(payload) => $name::FileMeta(payload),
+                    Step::Ready(payload) => $name::FileReady(payload),
+                    Step::Need(payload) => $name::FileNeed(payload),
+                    Step::Ack(payload) => $name::FileAck(payload),
+                    Step::End(payload) => $name::EndOfFile(payload),
+                    Step::Done(payload) => $name::FileDone(payload),
+                    Step::Refused(payload) => $name::FileRefused(payload),
+                }
+            }
+        }
+
+        impl $name {
+            /// The transfer step in it, if it is one.
+            pub fn into_step(self) -> Result<Step, Self> {
+                Ok(match self {
+                    $name::FileMeta(payload) => Step::Meta(payload),
+                    $name::FileReady(payload) => Step::Ready(payload),
+                    $name::FileNeed(payload) => Step::Need(payload),
+                    $name::FileAck(payload) => Step::Ack(payload),
+                    $name::EndOfFile(payload) => Step::End(payload),
+                    $name::FileDone(payload) => Step::Done(payload),
+                    $name::FileRefused(payload) => Step::Refused(payload),
+                    other => return Err(other),
+                })
+            }
+        }
+    };
+}
+
+steps!(ToWorker);
+steps!(ToClient);
+
 macro_rules! payloads {
     ($($(#[$meta:meta])* $name:ident { $($(#[$fmeta:meta])* $field:ident: $type:ty,)* })*) => {
         $($(#[$meta])*

@@ -1,7 +1,7 @@
 //! What every program does with sockets, disk and signals.
 //!
 //! * every program (feature `process`): [`config`], [`shutdown`], [`telemetry`]
-//! * peers (feature `runtime`), never the signaling server: `identity`, `seal`, `signal`, `peer`, `link`
+//! * peers (feature `runtime`), never the signaling server: `identity`, `seal`, `signal`, `peer`, `link`, `transfer`
 
 pub mod config;
 pub mod shutdown;
@@ -17,3 +17,5 @@ pub mod peer;
 pub mod seal;
 #[cfg(feature = "runtime")]
 pub mod signal;
+#[cfg(feature = "runtime")]
+pub mod transfer;

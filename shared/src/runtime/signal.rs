@@ -180,6 +180,11 @@ pub enum SignalEvent {
 pub struct SignalSender(mpsc::Sender<ToServer>);
 
 impl SignalSender {
+    #[cfg(test)]
+    pub(crate) fn for_tests(queue: mpsc::Sender<ToServer>) -> Self {
+        SignalSender(queue)
+    }
+
     /// Hands a message over, to be sent as soon as there is a connection.
     ///
     /// # Errors

@@ -1,0 +1,302 @@
+//! The receiving side of a transfer: one blocking thread from frame to disk.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+};
+
+use super::{
+    StepPort, control_lost,
+    pool::{Inbound, Pool},
+};
+use crate::domain::{
+    error::{Code, Failure},
+    frame::{FrameHeader, FrameKind},
+    manifest::Manifest,
+    message::{FileAck, FileEnd, FileMeta, FileNeed, FileReady, FileRefused, Step, TransferId},
+    transfer::{Accepted, ChunkSet, ManifestAssembly, PIECE_CHUNKS, Places, Progress, Receiving, WholeChunk, WholeManifest, ranges_of},
+};
+
+/// Bytes that a sender may have under way unacknowledged: what a crash can cost.
+pub const WINDOW: u64 = 16 << 20;
+/// Group commit: chunks are synced together when this much has been written …
+const SYNC_BYTES: u64 = 4 << 20;
+/// … or the oldest of them has waited this long.
+const SYNC_AFTER: Duration = Duration::from_millis(50);
+/// Ranges in one acknowledgement; far below the message limit.
+const ACK_RANGES: usize = 2000;
+
+/// Where a package's chunks go; blocking. Made once the manifest is known.
+pub trait Sink: Send + 'static {
+    /// What the finished package is.
+    type Done: Send + 'static;
+    /// The package.
+    fn manifest(&self) -> &Arc<Manifest>;
+    /// The chunks that are durable here.
+    fn present(&self) -> ChunkSet;
+    /// Writes a verified chunk; durable only after the next [`Sink::sync`].
+    ///
+    /// # Errors
+    /// [`Code::NoSpace`], [`Code::BadFile`].
+    fn write(&mut self, chunk: WholeChunk) -> Result<(), Failure>;
+    /// Makes everything written durable: the indices that now are.
+    ///
+    /// # Errors
+    /// [`Code::NoSpace`], [`Code::BadFile`].
+    fn sync(&mut self) -> Result<Vec<u32>, Failure>;
+    /// Checks the whole and gives the files their names.
+    ///
+    /// # Errors
+    /// [`Code::NoSpace`], [`Code::BadFile`].
+    fn finish(self) -> Result<Finished<Self>, Failure>
+    where
+        Self: Sized;
+}
+
+/// The end of a package, or its chunks that turned out damaged on disk.
+pub enum Finished<S: Sink> {
+    /// All files have their names.
+    Done(S::Done),
+    /// These have to come again.
+    Damaged(S, ChunkSet),
+}
+
+/// Receives one announced transfer into the sink that `open` makes: given the manifest's bytes, or `None` when it is known here.
+///
+/// `manifest_wanted`: whether the bytes are needed. The preflight (quota, free space) is `open`'s or the caller's.
+///
+/// # Errors
+/// What the sink refuses, what the sender refuses, or [`Code::NoConnection`] when the control connection ends. Everything that was
+/// acknowledged stays.
+pub async fn receive<S: Sink>(
+    meta: FileMeta,
+    manifest_wanted: bool,
+    open: impl FnOnce(Option<WholeManifest>) -> Result<S, Failure> + Send + 'static,
+    pool: &Pool,
+    steps: StepPort,
+    progress: watch::Sender<Progress>,
+) -> Result<S::Done, Failure> {
+    let StepPort { tx, mut rx } = steps;
+    let transfer = meta.transfer;
+    let inbound = pool.route(transfer);
+    let (end_tx, ends) = mpsc::channel(4);
+    let ready = FileReady { transfer, manifest_wanted, window: WINDOW };
+    tx.send(Step::Ready(ready)).await.map_err(|_| control_lost())?;
+    let writer = Writer { meta, steps: tx.clone(), inbound, ends, progress, runtime: Handle::current() };
+    let mut writing = tokio::task::spawn_blocking(move || writer.run(manifest_wanted, open));
+    let result = loop {
+        tokio::select! {
+            done = &mut writing => {
+                break done.unwrap_or_else(|error| Err(Failure::new(Code::Internal, format!("the writing thread ended unexpectedly: {error}"))));
+            }
+            step = rx.recv() => match step {
+                Some(Step::End(end)) => { let _ = end_tx.try_send(Input::End(end)); }
+                Some(Step::Refused(FileRefused { failure, .. })) => { let _ = end_tx.try_send(Input::Failed(failure)); }
+                Some(_) => { let _ = end_tx.try_send(Input::Failed(Failure::new(Code::InvalidRequest, "the other side sent a step of the transfer out of order"))); }
+                None => {
+                    let _ = end_tx.try_send(Input::Failed(control_lost()));
+                    break writing.await.unwrap_or_else(|_| Err(control_lost()));
+                }
+            },
+        }
+    };
+    if let Err(failure) = &result
+        && failure.code != Code::NoConnection
+    {
+        let _ = tx.send(Step::Refused(FileRefused { transfer, failure: failure.clone() })).await;
+    }
+    result
+}
+
+enum Input {
+    Inbound(Inbound),
+    End(FileEnd),
+    Failed(Failure),
+    /// Time to sync.
+    Due,
+}
+
+struct Writer {
+    meta: FileMeta,
+    steps: mpsc::Sender<Step>,
+    inbound: mpsc::Receiver<Inbound>,
+    ends: mpsc::Receiver<Input>,
+    progress: watch::Sender<Progress>,
+    runtime: Handle,
+}
+
+impl Writer {
+    fn run<S: Sink>(
+        mut self,
+        manifest_wanted: bool,
+        open: impl FnOnce(Option<WholeManifest>) -> Result<S, Failure>,
+    ) -> Result<S::Done, Failure> {
+        let manifest = if manifest_wanted { Some(self.manifest()?) } else { None };
+        let mut sink = open(manifest)?;
+        let places = Arc::new(Places::new(sink.manifest().clone()));
+        let present = sink.present();
+        let mut receiving = Receiving::new(places, &present);
+        self.ask_for(receiving.needed())?;
+        self.progress.send_replace(receiving.progress());
+        loop {
+            sink = self.fill(sink, &mut receiving)?;
+            match sink.finish()? {
+                Finished::Done(done) => {
+                    self.tell(Step::Done(FileEnd { transfer: self.meta.transfer, manifest: self.meta.manifest.id }))?;
+                    return Ok(done);
+                }
+                Finished::Damaged(again, damaged) => {
+                    tracing::warn!(chunks = damaged.count(), "chunks were damaged on disk and are fetched again");
+                    receiving.damaged(&damaged);
+                    self.ask_for(&damaged)?;
+                    sink = again;
+                }
+            }
+        }
+    }
+
+    /// Takes frames until everything is durable and the sender has said that it is done.
+    fn fill<S: Sink>(&mut self, mut sink: S, receiving: &mut Receiving) -> Result<S, Failure> {
+        let mut unsynced = Unsynced::default();
+        let mut ended = false;
+        while !(receiving.is_complete() && ended) {
+            match self.next(unsynced.due()) {
+                Input::Inbound(Inbound::Frame { connection, frame }) => {
+                    let (header, piece) = FrameHeader::decode(&frame)?;
+                    match receiving.accept_piece(connection, header, piece)? {
+                        Accepted::More => {}
+                        Accepted::Whole(chunk) => {
+                            unsynced.add(u64::from(chunk.place.chunk.len));
+                            sink.write(chunk)?;
+                        }
+                        Accepted::Known(index) => self.acknowledge(&[index])?,
+                        Accepted::Corrupt(index) => {
+                            let mut set = ChunkSet::new(receiving.needed().len());
+                            set.insert(index);
+                            self.ask_for(&set)?;
+                        }
+                    }
+                }
+                Input::Inbound(Inbound::Lost(connection)) => receiving.connection_lost(connection),
+                Input::End(end) if end.manifest == self.meta.manifest.id => ended = true,
+                Input::End(_) => return Err(Failure::new(Code::InvalidRequest, "the sender ended another package than it announced")),
+                Input::Failed(failure) => {
+                    // What is written is kept: make it count before the transfer ends.
+                    for index in sink.sync()? {
+                        receiving.stored(index);
+                    }
+                    return Err(failure);
+                }
+                Input::Due => {}
+            }
+            let Progress { needed_bytes, acked_bytes, in_flight, .. } = receiving.progress();
+            let last = in_flight > 0 && acked_bytes + in_flight >= needed_bytes;
+            if last || unsynced.is_due() {
+                unsynced = Unsynced::default();
+                let durable = sink.sync()?;
+                for &index in &durable {
+                    receiving.stored(index);
+                }
+                self.acknowledge(&durable)?;
+                self.progress.send_replace(receiving.progress());
+            }
+        }
+        Ok(sink)
+    }
+
+    fn manifest(&mut self) -> Result<WholeManifest, Failure> {
+        let mut assembly = ManifestAssembly::new(self.meta.manifest)?;
+        loop {
+            match self.next(None) {
+                Input::Inbound(Inbound::Frame { frame, .. }) => {
+                    let (header, piece) = FrameHeader::decode(&frame)?;
+                    if header.kind != FrameKind::Manifest {
+                        continue;
+                    }
+                    if let Some(whole) = assembly.accept_piece(header, piece)? {
+                        return Ok(whole);
+                    }
+                }
+                // The sender starts over on another connection.
+                Input::Inbound(Inbound::Lost(_)) => assembly = ManifestAssembly::new(self.meta.manifest)?,
+                Input::Failed(failure) => return Err(failure),
+                Input::End(_) => return Err(Failure::new(Code::InvalidRequest, "the sender ended before its list of files was whole")),
+                Input::Due => {}
+            }
+        }
+    }
+
+    /// The next input, or [`Input::Due`] when it is time to sync.
+    fn next(&mut self, due: Option<Instant>) -> Input {
+        if due.is_none_or(|due| due > Instant::now())
+            && let Ok(inbound) = self.inbound.try_recv()
+        {
+            return Input::Inbound(inbound);
+        }
+        let (inbound, ends) = (&mut self.inbound, &mut self.ends);
+        self.runtime.block_on(async {
+            let wait = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = wait => Input::Due,
+                inbound = inbound.recv() => inbound.map_or_else(|| Input::Failed(control_lost()), Input::Inbound),
+                end = ends.recv() => end.unwrap_or_else(|| Input::Failed(control_lost())),
+            }
+        })
+    }
+
+    fn tell(&self, step: Step) -> Result<(), Failure> {
+        self.steps.blocking_send(step).map_err(|_| control_lost())
+    }
+
+    fn transfer(&self) -> TransferId {
+        self.meta.transfer
+    }
+
+    fn ask_for(&self, set: &ChunkSet) -> Result<(), Failure> {
+        for (first, bits, last) in set.encode_pieces(PIECE_CHUNKS) {
+            self.tell(Step::Need(FileNeed { transfer: self.transfer(), first, bits, last }))?;
+        }
+        Ok(())
+    }
+
+    fn acknowledge(&self, durable: &[u32]) -> Result<(), Failure> {
+        let mut indices = durable.to_vec();
+        indices.sort_unstable();
+        for ranges in ranges_of(indices).chunks(ACK_RANGES) {
+            self.tell(Step::Ack(FileAck { transfer: self.transfer(), ranges: ranges.to_vec() }))?;
+        }
+        Ok(())
+    }
+}
+
+/// What has been written since the last sync.
+#[derive(Default)]
+struct Unsynced {
+    bytes: u64,
+    since: Option<Instant>,
+}
+
+impl Unsynced {
+    fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.since.map(|since| since + SYNC_AFTER)
+    }
+
+    fn is_due(&self) -> bool {
+        self.bytes >= SYNC_BYTES || self.due().is_some_and(|due| due <= Instant::now())
+    }
+}
