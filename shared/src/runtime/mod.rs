@@ -3,6 +3,8 @@
 //! The modules behind the feature `runtime` are the peers'; the signaling server uses none of them.
 
 #[cfg(feature = "runtime")]
+pub mod files;
+#[cfg(feature = "runtime")]
 pub mod identity;
 #[cfg(feature = "runtime")]
 pub mod link;
