@@ -8,6 +8,8 @@ pub mod shutdown;
 pub mod telemetry;
 
 #[cfg(feature = "runtime")]
+pub mod files;
+#[cfg(feature = "runtime")]
 pub mod identity;
 #[cfg(feature = "runtime")]
 pub mod link;

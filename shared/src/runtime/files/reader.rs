@@ -1,0 +1,106 @@
+//! A source's bytes, chunk by chunk, as a transfer asks for them.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::FileExt,
+    sync::Arc,
+};
+
+use super::{Origin, Source, archive::EntryReader, failed};
+use crate::domain::{
+    error::{Code, Failure},
+    manifest::{ChunkPlace, Hash, Manifest},
+};
+
+/// Reads chunks. Cheapest in order: a zip's entry is decompressed from its beginning when asked for what lies before.
+pub struct ChunkReader {
+    source: Arc<Source>,
+    manifest: Arc<Manifest>,
+    /// The entry that was read last, open.
+    open: Option<(usize, Open)>,
+}
+
+enum Open {
+    File(File),
+    /// A zip's entry and where in it the reader is.
+    Zipped(Box<EntryReader>, u64),
+}
+
+impl ChunkReader {
+    pub(super) fn new(source: Arc<Source>, manifest: Arc<Manifest>) -> Result<ChunkReader, Failure> {
+        let same = source.items.len() == manifest.entries.len()
+            && source.items.iter().zip(&manifest.entries).all(|(item, entry)| item.path == entry.path && item.size == entry.size);
+        if !same {
+            return Err(Failure::new(Code::Internal, "the list of files belongs to another source"));
+        }
+        Ok(ChunkReader { source, manifest, open: None })
+    }
+
+    /// The manifest whose chunks it reads.
+    pub fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    /// Replaces `buf` by the bytes of a chunk.
+    ///
+    /// # Errors
+    /// [`Code::BadFile`] when the file cannot be read, or is no longer what the scan saw.
+    pub fn read(&mut self, place: ChunkPlace, buf: &mut Vec<u8>) -> Result<(), Failure> {
+        buf.clear();
+        buf.resize(place.chunk.len as usize, 0);
+        let source = self.source.clone();
+        let Some(item) = source.items.get(place.entry) else {
+            return Err(Failure::new(Code::Internal, "the list of files belongs to another source"));
+        };
+        match self.read_at(place, buf) {
+            Ok(()) if Hash::of(buf) == place.chunk.hash => Ok(()),
+            // Damage in a zip was excluded by the scan, so it is a change as well.
+            Err(error) if !matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData) => {
+                self.open = None;
+                Err(failed("read", &item.path, &error))
+            }
+            Ok(()) | Err(_) => {
+                self.open = None;
+                if let Some(cache) = &source.cache {
+                    cache.forget(&source.cache_key());
+                }
+                Err(item.changed())
+            }
+        }
+    }
+
+    fn read_at(&mut self, place: ChunkPlace, buf: &mut [u8]) -> io::Result<()> {
+        let item = &self.source.items[place.entry];
+        let open = match self.open.take() {
+            Some((entry, Open::File(file))) if entry == place.entry => Open::File(file),
+            Some((entry, Open::Zipped(reader, at))) if entry == place.entry && at <= place.offset => Open::Zipped(reader, at),
+            _ => match &item.origin {
+                Origin::Zipped(archive, index) => Open::Zipped(Box::new(archive.read(*index)), 0),
+                _ => Open::File(item.open_file()?),
+            },
+        };
+        let open = match open {
+            Open::File(file) => {
+                file.read_exact_at(buf, place.offset)?;
+                Open::File(file)
+            }
+            Open::Zipped(mut reader, at) => {
+                let gap = place.offset - at;
+                if io::copy(&mut reader.by_ref().take(gap), &mut io::sink())? != gap {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                reader.read_exact(buf)?;
+                Open::Zipped(reader, place.offset + buf.len() as u64)
+            }
+        };
+        self.open = Some((place.entry, open));
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for ChunkReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChunkReader").field("open", &self.open.as_ref().map(|(entry, _)| entry)).finish_non_exhaustive()
+    }
+}
