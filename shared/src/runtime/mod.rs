@@ -14,3 +14,5 @@ pub mod peer;
 pub mod seal;
 #[cfg(feature = "runtime")]
 pub mod signal;
+#[cfg(feature = "runtime")]
+pub mod store;
