@@ -1,7 +1,7 @@
 //! What every program does with sockets, disk and signals.
 //!
 //! * every program (feature `process`): [`config`], [`shutdown`], [`telemetry`]
-//! * peers (feature `runtime`), never the signaling server: `identity`, `seal`, `signal`, `peer`, `link`, `transfer`
+//! * peers (feature `runtime`), never the signaling server: `identity`, `seal`, `signal`, `peer`, `link`, `files`, `store`, `transfer`
 
 pub mod config;
 pub mod shutdown;
@@ -19,5 +19,7 @@ pub mod peer;
 pub mod seal;
 #[cfg(feature = "runtime")]
 pub mod signal;
+#[cfg(feature = "runtime")]
+pub mod store;
 #[cfg(feature = "runtime")]
 pub mod transfer;

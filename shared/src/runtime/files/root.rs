@@ -256,6 +256,23 @@ mod tests {
         assert!(root.stat("nowhere/file").unwrap().is_none());
     }
 
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_name_says_nothing_outside_is_touched(name in "[a./\\x00~é]{0,12}|(/|\\.\\./|a/|up/|out|inner){1,6}") {
+            let (dir, root) = root_with_links();
+            let _ = root.open_to_write(&name, false);
+            let _ = root.open_by_steps(Path::new(&name), OFlags::RDWR | OFlags::CREATE, Mode::from_raw_mode(0o600));
+            let _ = root.make_dirs(&name);
+            let _ = root.rename("in/file", &root, &name, true);
+            let _ = root.remove_file(&name);
+            let _ = root.remove_dir(&name);
+            let mut outside: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            outside.sort();
+            assert_eq!(outside, ["root", "secret"]);
+            assert_eq!(std::fs::read(dir.path().join("secret")).unwrap(), b"secret");
+        }
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn a_folder_swapped_for_a_link_does_not_lead_out() {

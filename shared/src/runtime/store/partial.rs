@@ -1,0 +1,460 @@
+//! A package that is not whole yet.
+//!
+//! ```text
+//!   <home>/manifest      the list of files; here only once everything below `files` has its name
+//!   <home>/summary       what was announced
+//!   <home>/chunks.log    which chunks are durable
+//!   <home>/files/…       the files, written at their final offsets
+//! ```
+//! * a chunk is *written* after [`Partial::write`], *durable* (and may be acked) after the [`Partial::sync`] that returns it
+//! * after a restart the log is trusted, so that a transfer goes on at once; what it names is read back once, in
+//!   [`Partial::finish`], before the files get their names. What was damaged on the disk meanwhile is fetched again, alone.
+//! * the chunks of this run were verified in memory and synced, and are not read back. A file's root hash follows from its
+//!   chunks' hashes, which cover every byte of it.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Read},
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    PackageDir, folder,
+    folder::Folder,
+    log,
+    medium::{Disk, FileId, Medium, SYNC_ONE_BY_ONE},
+    reuse,
+    space::Share,
+    verify::find_damaged,
+};
+use crate::{
+    domain::{
+        error::{Code, Failure},
+        id::hex,
+        manifest::{Hash, MAX_MANIFEST, Manifest, ManifestSummary},
+        transfer::{ChunkSet, Places, WholeChunk, WholeManifest},
+    },
+    runtime::files::{failed, root::Root},
+};
+
+pub(super) const FILES: &str = "files";
+pub(super) const LOG: &str = "chunks.log";
+pub(super) const MANIFEST: &str = "manifest";
+pub(super) const SUMMARY: &str = "summary";
+
+/// Where a package goes when it is whole.
+#[derive(Debug)]
+pub(super) enum Goal {
+    /// Into the store: the owner's folders of partial and of whole packages.
+    Package { partials: Root, packages: Root },
+    /// Into a folder of the user.
+    Folder(Folder),
+}
+
+/// A place for a partial package, ours alone as long as it is open.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// The folder that it is in.
+    pub(super) parent: Root,
+    /// Its folder; locked.
+    pub(super) home: Root,
+    pub(super) summary: ManifestSummary,
+    pub(super) goal: Goal,
+}
+
+/// How [`Partial::finish`] ended.
+#[derive(Debug)]
+pub enum Finished {
+    /// The package is whole, under its final name.
+    Whole(PackageDir),
+    /// These chunks were damaged on the disk since they were written. They are no longer present: ask for them again.
+    Damaged(ChunkSet),
+}
+
+/// A package that is arriving. All methods block; they may be called from several threads at once.
+pub struct Partial {
+    places: Arc<Places>,
+    slot: Slot,
+    medium: Box<dyn Medium>,
+    state: Mutex<State>,
+    /// Where the log ends; held throughout a group commit.
+    log_end: Mutex<u64>,
+    share: Share,
+}
+
+struct State {
+    written: ChunkSet,
+    durable: ChunkSet,
+    unsynced: Vec<u32>,
+    unsynced_bytes: u64,
+    /// Durable since before this run: to be read back before the end.
+    unverified: ChunkSet,
+    /// Entries of a [`Goal::Folder`] whose file is already where it belongs.
+    in_place: BTreeSet<usize>,
+    finished: bool,
+}
+
+impl Slot {
+    /// A slot of the package's id below `parent`.
+    ///
+    /// # Errors
+    /// [`Code::PeerBusy`] when another transfer writes it.
+    pub(super) fn claim(parent: Root, summary: ManifestSummary, goal: Goal) -> Result<Slot, Failure> {
+        let name = hex(&summary.id.0);
+        let unusable = |error: io::Error| failed("use", parent.path().join(&name).display(), &error);
+        loop {
+            let home = parent.make_dirs(&name).map_err(unusable)?;
+            if !home.try_lock(false).map_err(unusable)? {
+                return Err(Failure::new(
+                    Code::PeerBusy,
+                    "the same package is being received in another session; wait until that has ended",
+                ));
+            }
+            // Between opening and locking it may have been finished or removed.
+            match parent.subdir(&name) {
+                Ok(now) if now.is(&home).map_err(unusable)? => return Ok(Slot { parent, home, summary, goal }),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(unusable(error)),
+            }
+        }
+    }
+
+    /// Its manifest, if it is there and undamaged.
+    pub(super) fn manifest(&self) -> Option<Manifest> {
+        read_manifest(&self.home, &self.summary.id)
+    }
+
+    /// Gives up a slot that nothing is in.
+    pub(super) fn give_up(self) {
+        // Whatever is in it is worth keeping; then this fails, as it should.
+        let _ = self.parent.remove_dir(hex(&self.summary.id.0));
+    }
+
+    /// Makes the folders and files of a manifest, empty, and then the manifest itself: all durable.
+    pub(super) fn prepare(&self, whole: &WholeManifest) -> Result<(), Failure> {
+        let unusable = |error: io::Error| failed("prepare the package in", self.home.path().display(), &error);
+        let files = self.home.make_dirs(FILES).map_err(unusable)?;
+        let mut folders: BTreeSet<&str> = BTreeSet::from([""]);
+        let entries = &whole.manifest.entries;
+        for entry in entries {
+            let parent = entry.path.parent().unwrap_or("");
+            if !folders.contains(parent) {
+                files.make_dirs(parent).map_err(unusable)?;
+                folders.extend(parent.match_indices('/').map(|(end, _)| &parent[..end]));
+                folders.insert(parent);
+            }
+            let file = files.open_to_write(entry.path.as_str(), entry.executable).map_err(unusable)?;
+            if entries.len() <= SYNC_ONE_BY_ONE {
+                file.sync_all().map_err(unusable)?;
+            }
+        }
+        if entries.len() <= SYNC_ONE_BY_ONE || !files.sync_file_system().map_err(unusable)? {
+            for folder in folders {
+                files.subdir(folder).and_then(|folder| folder.sync()).map_err(unusable)?;
+            }
+        }
+        let summary = postcard::to_allocvec(&self.summary).expect("a summary always serialises to memory");
+        let write = || {
+            write_durably(&self.home, SUMMARY, &summary)?;
+            write_durably(&self.home, MANIFEST, &whole.encoded)?;
+            self.home.sync()?;
+            self.parent.sync()
+        };
+        write().map_err(unusable)
+    }
+}
+
+impl Partial {
+    /// Opens a slot whose files are prepared, and reads what its log says. `share` gets the disk space that is still needed.
+    pub(super) fn open(slot: Slot, manifest: Manifest, share: impl FnOnce(u64) -> Result<Share, Failure>) -> Result<Partial, Failure> {
+        let unusable = |error: io::Error| failed("use", slot.home.path().display(), &error);
+        let places = Arc::new(Places::new(Arc::new(manifest)));
+        let log = read_file(&slot.home, LOG, u64::MAX).map_err(unusable)?.unwrap_or_default();
+        let mut durable = log::replay(&slot.summary.id, places.len(), &log);
+        let files = slot.home.subdir(FILES).map_err(unusable)?;
+        for (at, entry) in places.manifest().entries.iter().enumerate() {
+            // A download that was interrupted while its files were being moved has some of them in place, and not here. And
+            // what a file has lost at its end since then can be asked for now.
+            let size = match files.stat(entry.path.as_str()).map_err(unusable)? {
+                Some(stat) => stat.st_size as u64,
+                None => files.open_to_write(entry.path.as_str(), entry.executable).map(|_| 0).map_err(unusable)?,
+            };
+            if size < entry.size {
+                let beyond = |index: &u32| places.get(*index).is_some_and(|place| place.offset + u64::from(place.chunk.len) > size);
+                for index in places.of_entry(at).filter(beyond) {
+                    durable.remove(index);
+                }
+            }
+        }
+        let home = slot.home.subdir("").map_err(unusable)?;
+        let medium = Box::new(Disk::new(home, places.manifest().clone()));
+        let missing = places.bytes_of(&durable.complement());
+        let share = share(missing)?;
+        share.keep(missing);
+        let state = State {
+            written: durable.clone(),
+            unverified: durable.clone(),
+            durable,
+            unsynced: Vec::new(),
+            unsynced_bytes: 0,
+            in_place: BTreeSet::new(),
+            finished: false,
+        };
+        let log_end = (log.len() - log.len() % log::RECORD) as u64;
+        Ok(Partial { places, slot, medium, state: Mutex::new(state), log_end: Mutex::new(log_end), share })
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Arc<Manifest> {
+        self.places.manifest()
+    }
+
+    /// Where its chunks lie.
+    pub fn places(&self) -> &Arc<Places> {
+        &self.places
+    }
+
+    /// The package's id.
+    pub fn id(&self) -> Hash {
+        self.slot.summary.id
+    }
+
+    /// The chunks that need not be sent: the durable ones.
+    pub fn present(&self) -> ChunkSet {
+        self.lock().durable.clone()
+    }
+
+    /// Takes what is here already: chunks of the owner's other packages, each verified, or a download's files that are in place
+    /// from before. `progress` hears how many bytes were looked at. May take long; does nothing that a second call would undo.
+    ///
+    /// # Errors
+    /// [`Code::NoSpace`], [`Code::BadFile`] (among others when a download would overwrite a different file), or
+    /// [`Code::JobCancelled`].
+    pub fn prepare(&self, progress: &mut dyn FnMut(u64), cancel: &CancellationToken) -> Result<(), Failure> {
+        match &self.slot.goal {
+            Goal::Package { partials, packages } => reuse::from_others(self, [packages, partials], progress, cancel),
+            Goal::Folder(folder) => {
+                for at in folder.find_in_place(self.manifest(), progress, cancel)? {
+                    let mut state = self.lock();
+                    state.in_place.insert(at);
+                    for index in self.places.of_entry(at) {
+                        state.written.insert(index);
+                        state.durable.insert(index);
+                        state.unverified.remove(index);
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes a verified chunk into its file. It is durable once [`Partial::sync`] has returned its index.
+    ///
+    /// # Errors
+    /// [`Code::NoSpace`] or [`Code::BadFile`]; what is durable stays so. [`Code::InvalidRequest`] for a chunk that is not of
+    /// this package.
+    pub fn write(&self, chunk: &WholeChunk) -> Result<(), Failure> {
+        let place = self.places.get(chunk.index).filter(|place| place.chunk.len as usize == chunk.bytes.len());
+        let place = place.ok_or_else(|| Failure::new(Code::InvalidRequest, "the chunk is not one of this package"))?;
+        {
+            let state = self.lock();
+            if state.finished {
+                return Err(Failure::new(Code::WrongState, "the package is whole; nothing more can be written to it"));
+            }
+            if state.written.contains(chunk.index) {
+                return Ok(());
+            }
+        }
+        let path = &self.manifest().entries[place.entry].path;
+        let written = self.medium.write_at(FileId::Entry(place.entry), place.offset, &chunk.bytes);
+        written.map_err(|error| failed("write", path, &error))?;
+        self.share.used(chunk.bytes.len() as u64);
+        let mut state = self.lock();
+        if state.written.insert(chunk.index) {
+            state.unsynced.push(chunk.index);
+            state.unsynced_bytes += chunk.bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// How many bytes are written and not yet durable.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.lock().unsynced_bytes
+    }
+
+    /// Group commit: makes everything that was written durable, then says so in the log, durably. Returns the chunks that are
+    /// durable now and were not before, ascending: they may be acked.
+    ///
+    /// # Errors
+    /// [`Code::NoSpace`] or [`Code::BadFile`]: none of the group counts as written any more, because after a failed sync nobody
+    /// knows what is on the disk.
+    pub fn sync(&self) -> Result<Vec<u32>, Failure> {
+        let mut log_end = self.log_end.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut group = {
+            let mut state = self.lock();
+            state.unsynced_bytes = 0;
+            mem::take(&mut state.unsynced)
+        };
+        if group.is_empty() {
+            return Ok(group);
+        }
+        group.sort_unstable();
+        let mut files: Vec<FileId> =
+            group.iter().filter_map(|&index| self.places.get(index)).map(|place| FileId::Entry(place.entry)).collect();
+        files.dedup();
+        let records = log::present(&self.id(), group.iter().copied());
+        let committed = self.medium.sync(&files).and_then(|()| self.append(&mut log_end, &records));
+        let mut state = self.lock();
+        match committed {
+            Ok(()) => {
+                group.retain(|&index| state.durable.insert(index));
+                Ok(group)
+            }
+            Err(error) => {
+                for index in group {
+                    state.written.remove(index);
+                }
+                Err(failed("write", "the package", &error))
+            }
+        }
+    }
+
+    /// The end: reads back what was there before this run, gives the files their names, durably, and lets go of the slot.
+    ///
+    /// # Errors
+    /// [`Code::WrongState`] when chunks are missing, [`Code::BadFile`] when a file cannot get its name (in a download also
+    /// because a different one has it), [`Code::NoSpace`], [`Code::JobCancelled`]. Everything is kept; it may be tried again.
+    pub fn finish(&self, cancel: &CancellationToken) -> Result<Finished, Failure> {
+        self.sync()?;
+        let unverified = {
+            let state = self.lock();
+            if state.finished || !state.durable.is_full() {
+                return Err(Failure::new(Code::WrongState, "the package is not whole, or was finished before"));
+            }
+            state.unverified.clone()
+        };
+        let damaged = find_damaged(&self.slot.home, &self.places, &unverified, cancel)?;
+        if !damaged.is_empty() {
+            self.lose(&damaged)?;
+            return Ok(Finished::Damaged(damaged));
+        }
+        self.lock().unverified = ChunkSet::new(self.places.len());
+        let dir = match &self.slot.goal {
+            Goal::Package { packages, .. } => self.into_package(packages)?,
+            Goal::Folder(folder) => {
+                let in_place = self.lock().in_place.clone();
+                folder.take(&self.slot.home, self.manifest(), &in_place, cancel)?;
+                folder::clean_up(&self.slot);
+                PackageDir::of_folder(folder.path().to_owned(), self.slot.summary, self.manifest().clone())
+            }
+        };
+        self.lock().finished = true;
+        Ok(Finished::Whole(dir))
+    }
+
+    fn into_package(&self, packages: &Root) -> Result<PackageDir, Failure> {
+        let name = hex(&self.id().0);
+        let unusable = |error: io::Error| failed("finish the package in", packages.path().display(), &error);
+        // The lock becomes a shared one, so that the package can be opened as soon as it has its name, and not be removed.
+        self.slot.home.try_lock(true).map_err(unusable)?;
+        self.slot.home.sync().map_err(unusable)?;
+        self.slot.parent.rename(&name, packages, &name, true).map_err(unusable)?;
+        packages.sync().and_then(|()| self.slot.parent.sync()).map_err(unusable)?;
+        PackageDir::open(packages, &self.id())?
+            .ok_or_else(|| Failure::new(Code::BadFile, "the package was removed just when it was whole; send it again"))
+    }
+
+    /// Chunks turned out to be damaged: they are no longer present, now and after a restart. The others were read and are fine.
+    fn lose(&self, damaged: &ChunkSet) -> Result<(), Failure> {
+        let mut log_end = self.log_end.lock().unwrap_or_else(PoisonError::into_inner);
+        let records = log::lost(&self.id(), damaged.iter());
+        self.append(&mut log_end, &records).map_err(|error| failed("write", "the package", &error))?;
+        let mut state = self.lock();
+        for index in damaged.iter() {
+            state.durable.remove(index);
+            state.written.remove(index);
+        }
+        state.unverified = ChunkSet::new(self.places.len());
+        Ok(())
+    }
+
+    /// Appends durable records. A failed attempt is overwritten by the next.
+    fn append(&self, log_end: &mut u64, records: &[u8]) -> io::Result<()> {
+        self.medium.write_at(FileId::Log, *log_end, records)?;
+        self.medium.sync(&[FileId::Log])?;
+        *log_end += records.len() as u64;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same partial package on another medium.
+    #[cfg(test)]
+    pub(super) fn on(mut self, medium: impl FnOnce(Box<dyn Medium>) -> Box<dyn Medium>) -> Partial {
+        self.medium = medium(self.medium);
+        self
+    }
+
+    /// Where its parts are.
+    #[cfg(test)]
+    pub(super) fn home(&self) -> &std::path::Path {
+        self.slot.home.path()
+    }
+}
+
+impl std::fmt::Debug for Partial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Partial")
+            .field("id", &self.id())
+            .field("chunks", &self.places.len())
+            .field("durable", &state.durable.count())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The manifest in a package's folder; `None`: it is missing or damaged.
+pub(super) fn read_manifest(home: &Root, id: &Hash) -> Option<Manifest> {
+    let encoded = read_file(home, MANIFEST, MAX_MANIFEST).ok()??;
+    if Hash::of(&encoded) != *id {
+        return None;
+    }
+    Manifest::decode(&encoded).ok()
+}
+
+/// The summary in a package's folder; `None`: it is missing or damaged.
+pub(super) fn read_summary(home: &Root) -> Option<ManifestSummary> {
+    postcard::from_bytes(&read_file(home, SUMMARY, 4096).ok()??).ok()
+}
+
+/// What a file of at most `limit` bytes has in it; `None`: there is no such file.
+pub(super) fn read_file(root: &Root, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    let file = match root.open_file(name) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than it can be"));
+    }
+    Ok(Some(bytes))
+}
+
+/// Writes a file whole or not at all. Its name is durable once the root is synced.
+fn write_durably(root: &Root, name: &str, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    let fresh = format!("{name}.new");
+    let mut file = root.open_to_write(&fresh, false)?;
+    file.set_len(0)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    root.rename(&fresh, root, name, true)
+}
