@@ -129,13 +129,13 @@ def make_config(head: str, run_name: str) -> dict:
     centroid = head == "centroid"
     heads = dict.fromkeys(["single_instance", "centroid", "centered_instance", "bottomup", "multi_class_bottomup",
                            "multi_class_topdown"])
-    confmaps = {"anchor_part": "thorax", "sigma": 4.0 if centroid else 2.5, "output_stride": 4 if centroid else 2}
+    confmaps = {"anchor_part": "thorax", "sigma": 4.0, "output_stride": 4}
     if not centroid:
         confmaps["part_names"] = list(SKELETON.nodes)
     heads[head] = {"confmaps": confmaps}
-    unet = {"in_channels": 1, "kernel_size": 3, "filters": 8, "filters_rate": 2.0, "max_stride": 8,
+    unet = {"in_channels": 1, "kernel_size": 3, "filters": 8 if centroid else 16, "filters_rate": 2.0, "max_stride": 8,
             "stem_stride": None, "middle_block": True, "up_interpolate": True, "stacks": 1, "convs_per_block": 2,
-            "output_stride": confmaps["output_stride"]}
+            "output_stride": 4}
     return {
         "data_config": {
             "train_labels_path": [LABELS], "val_labels_path": None, "validation_fraction": 0.15,
@@ -162,9 +162,9 @@ def make_config(head: str, run_name: str) -> dict:
             "trainer_accelerator": "auto", "enable_progress_bar": True,
             "min_train_steps_per_epoch": 30, "train_steps_per_epoch": 30,
             "visualize_preds_during_training": False, "keep_viz": False,
-            "max_epochs": 6 if centroid else 8, "seed": 7, "use_wandb": False, "save_ckpt": True,
+            "max_epochs": 8 if centroid else 10, "seed": 7, "use_wandb": False, "save_ckpt": True,
             "ckpt_dir": "models", "run_name": run_name, "resume_ckpt_path": None,
-            "optimizer_name": "Adam", "optimizer": {"lr": 0.003, "amsgrad": False},
+            "optimizer_name": "Adam", "optimizer": {"lr": 0.005, "amsgrad": False},
             "lr_scheduler": {"step_lr": None, "reduce_lr_on_plateau": {
                 "threshold": 1.0e-06, "threshold_mode": "abs", "cooldown": 3, "patience": 5, "factor": 0.5,
                 "min_lr": 1.0e-08}},
