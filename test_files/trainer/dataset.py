@@ -84,11 +84,5 @@ def _split(train: list[Part], config: Config) -> list[Part]:
 
 def write_labels(folder: str, kind: str, part: Part, frames: list[slp.Frame]) -> None:
     """A label file of the run (`gt`: the labels, `pr`: predictions) that refers to the images of the package."""
-    videos = []
-    for video in part.labels.videos:
-        backend = dict(video.get("backend", {}))
-        if backend.get("filename") == ".":
-            backend["filename"] = os.path.abspath(part.labels.path)
-        videos.append(dict(video, backend=backend))
     path = os.path.join(folder, f"labels_{kind}.{part.use}.{part.number}.slp")
-    slp.write(path, part.labels.skeleton, frames, videos)
+    slp.write(path, part.labels.skeleton, frames, part.labels.references())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -122,10 +122,7 @@ class Accuracy:
     animals: int = 0
     predictions: int = 0
     matched: int = 0
-    errors: list[float] = None
-
-    def __post_init__(self) -> None:
-        self.errors = []
+    errors: list[float] = field(default_factory=list)
 
     def add(self, targets: list[np.ndarray], found: list[slp.Instance]) -> None:
         """Match one frame's predictions with its animals, the closest first, and keep the points' errors."""

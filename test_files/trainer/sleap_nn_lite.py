@@ -80,7 +80,7 @@ def write_predictions(path: str, labels, frames: list) -> None:
     import slp
 
     if path.endswith(".slp"):
-        slp.write(path, labels.skeleton, frames, labels.videos)
+        slp.write(path, labels.skeleton, frames, labels.references())
         return
     nodes = labels.skeleton.nodes
     content = {"nodes": nodes, "frames": [{
@@ -95,28 +95,44 @@ def write_predictions(path: str, labels, frames: list) -> None:
         json.dump(content, file)
 
 
+def train_parser() -> argparse.ArgumentParser:
+    """The command line of `train`."""
+    parser = argparse.ArgumentParser(prog="sleap_nn_lite.py train", description="Train one model.")
+    parser.add_argument("--config-name", "-c", required=True, help="a YAML file in the folder, with or without .yaml")
+    parser.add_argument("--config-dir", "-d", default=".")
+    parser.add_argument("overrides", nargs="*", metavar="++key=value")
+    parser.set_defaults(run=train)
+    return parser
+
+
+def predict_parser() -> argparse.ArgumentParser:
+    """The command line of `predict`."""
+    parser = argparse.ArgumentParser(prog="sleap_nn_lite.py predict",
+                                     description="Predict the labelled frames of a package.")
+    parser.add_argument("--data_path", "-i", required=True, help="a .pkg.slp file")
+    parser.add_argument("--model_paths", "-m", action="append", required=True,
+                        help="a run's folder; twice for a centroid and a centered instance model")
+    parser.add_argument("--output_path", "-o", required=True, help="JSON, or a label file where it ends in .slp")
+    parser.add_argument("--device", "-d", default="auto", help="taken and ignored: always the CPU")
+    parser.add_argument("--batch_size", "-b", type=int, default=4, help="frames between two lines of progress")
+    parser.add_argument("--gui", action="store_true", help="progress and errors as JSON lines on stdout")
+    parser.add_argument("--check", type=float, metavar="MAX_PX",
+                        help="exit with 1 unless the mean error against the labels is at most this, and at least 0.8 "
+                             "of the animals are found and 0.8 of the predictions are animals")
+    parser.set_defaults(run=predict)
+    return parser
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line: the subset of sleap-nn's that a training package or an inference job needs."""
-    parser = argparse.ArgumentParser(prog="sleap_nn_lite.py", description=__doc__)
-    parser.add_argument("--version", action="version", version=VERSION)
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("train", help="train one model")
-    one.add_argument("--config-name", "-c", required=True)
-    one.add_argument("--config-dir", "-d", default=".")
-    one.add_argument("overrides", nargs="*", metavar="++key=value")
-    one.set_defaults(run=train)
-    two = commands.add_parser("predict", help="predict the labelled frames of a package")
-    two.add_argument("--data_path", "-i", required=True, help="a .pkg.slp file")
-    two.add_argument("--model_paths", "-m", action="append", required=True, help="a run's folder; may be repeated")
-    two.add_argument("--output_path", "-o", required=True, help="JSON, or a label file where it ends in .slp")
-    two.add_argument("--device", "-d", default="auto", help="taken and ignored: always the CPU")
-    two.add_argument("--batch_size", "-b", type=int, default=4, help="frames between two lines of progress")
-    two.add_argument("--gui", action="store_true", help="progress and errors as JSON lines on stdout")
-    two.add_argument("--check", type=float, metavar="MAX_PX",
-                     help="exit with 1 unless the mean error against the labels is at most this, and at least 0.8 of "
-                          "the animals are found and 0.8 of the predictions are animals")
-    two.set_defaults(run=predict)
-    return parser.parse_args(argv)
+    top = argparse.ArgumentParser(prog="sleap_nn_lite.py", description=__doc__)
+    top.add_argument("--version", action="version", version=VERSION)
+    top.add_argument("command", choices=["train", "predict"])
+    top.add_argument("arguments", nargs=argparse.REMAINDER, help="see `train --help` and `predict --help`")
+    given = top.parse_args(argv)
+    parser = train_parser() if given.command == "train" else predict_parser()
+    # Intermixed: overrides may stand before, between and after the options.
+    return parser.parse_intermixed_args(given.arguments)
 
 
 def main(argv: list[str] | None = None) -> int:

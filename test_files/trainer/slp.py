@@ -73,6 +73,16 @@ class Labels:
     frames: list[Frame]
     videos: list[dict]
 
+    def references(self) -> list[dict]:
+        """The videos as another label file has to name them: embedded images by this file's absolute path."""
+        videos = []
+        for video in self.videos:
+            backend = dict(video.get("backend", {}))
+            if backend.get("filename") == ".":
+                backend["filename"] = os.path.abspath(self.path)
+            videos.append(dict(video, backend=backend))
+        return videos
+
     def images(self) -> list[np.ndarray]:
         """The image of every frame, in the order of `frames`: float32 grey values from 0 to 1, (height, width).
 
