@@ -1,0 +1,101 @@
+# Shell functions that the scripts share; source it from bash after `set -euo pipefail`.
+# shellcheck shell=bash
+#
+# What lives here: messages, missing Debian packages, the Python environment, where the built programs are.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+PYTHON="${PYTHON:-python3}"
+VENV="$ROOT/.venv"
+
+if [[ -t 2 && -z "${NO_COLOR-}" && "${TERM-}" != dumb ]]; then
+    BOLD=$'\e[1m' RED=$'\e[31m' GREEN=$'\e[32m' YELLOW=$'\e[33m' PLAIN=$'\e[0m'
+else
+    BOLD='' RED='' GREEN='' YELLOW='' PLAIN=''
+fi
+
+# Messages go to stderr: a script's stdout is for its results.
+say() { printf '%s==>%s %s\n' "$BOLD" "$PLAIN" "$*" >&2; }
+good() { printf '%s ok%s  %s\n' "$GREEN" "$PLAIN" "$*" >&2; }
+warn() { printf '%swarning:%s %s\n' "$YELLOW" "$PLAIN" "$*" >&2; }
+die() {
+    printf '%serror:%s %s\n' "$RED" "$PLAIN" "$*" >&2
+    exit 1
+}
+
+# need_command NAME HINT: the command must be there.
+need_command() {
+    command -v "$1" >/dev/null || die "$1 is needed and was not found; $2"
+}
+
+# ensure_debian PACKAGE...: installs the packages that are missing, where we may; says what to install where we may not.
+ensure_debian() {
+    local package missing=() as_root=()
+    command -v dpkg-query >/dev/null || {
+        warn "this is no Debian; make sure that you have the like of: $*"
+        return 0
+    }
+    for package in "$@"; do
+        [[ "$(dpkg-query -W -f='${Status}' "$package" 2>/dev/null)" == *"ok installed" ]] || missing+=("$package")
+    done
+    ((${#missing[@]})) || return 0
+    if ((EUID != 0)); then
+        if ! sudo -n true 2>/dev/null; then
+            die "missing Debian packages; install them with: sudo apt-get install ${missing[*]}"
+        fi
+        as_root=(sudo -n)
+    fi
+    say "Installing ${missing[*]}"
+    "${as_root[@]}" apt-get update -qq >&2
+    DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
+}
+
+# need_python: $PYTHON must be 3.9 or newer, and able to make environments.
+need_python() {
+    command -v "$PYTHON" >/dev/null || ensure_debian python3 python3-venv
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 9))' ||
+        die "$PYTHON is $("$PYTHON" --version 2>&1); 3.9 or newer is needed (name another one in PYTHON)"
+    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || ensure_debian python3-venv
+}
+
+# ensure_venv DIR NAME ARGUMENT...: an environment with `pip install ARGUMENT...` done in it. A stamp tells that nothing
+# has changed, so that the second call takes no time; it covers the Python version and the content of files named.
+ensure_venv() {
+    local dir="$1" name="$2" word stamp
+    shift 2
+    need_python
+    stamp="$({
+        "$PYTHON" --version
+        printf '%s\n' "$dir" "$@"
+        for word in "$@"; do [[ ! -f "$word" ]] || cat "$word"; done
+    } | sha256sum | cut -d' ' -f1)"
+    mkdir -p "$dir"
+    # Two scripts at once: the second waits, and finds the work done. The lock is the folder itself, which stays.
+    (
+        flock 9
+        if [[ "$(cat "$dir/.stamp" 2>/dev/null)" == "$stamp" && -x "$dir/bin/python" ]]; then exit 0; fi
+        say "Setting up $name"
+        find "$dir" -mindepth 1 -delete
+        "$PYTHON" -m venv "$dir"
+        "$dir/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2
+        printf '%s\n' "$stamp" >"$dir/.stamp"
+    ) 9<"$dir"
+}
+
+# ensure_python: the environment of the trainer and its tests, in .venv.
+ensure_python() {
+    ensure_venv "$VENV" "the Python environment in .venv" -r "$ROOT/test_files/requirements.txt"
+}
+
+# target_dir: where cargo builds.
+target_dir() { printf '%s\n' "${CARGO_TARGET_DIR:-$ROOT/target}"; }
+
+# build_programs [PROFILE]: builds the three programs (profile dev or release) and prints their folder.
+build_programs() {
+    local profile="${1:-dev}" folder
+    need_command cargo "see https://rustup.rs"
+    folder="$profile"
+    [[ "$profile" != dev ]] || folder=debug
+    say "Building the programs ($profile)"
+    (cd "$ROOT" && cargo build --quiet --locked --profile "$profile" --workspace --bins) >&2
+    printf '%s/%s\n' "$(target_dir)" "$folder"
+}

@@ -1,0 +1,77 @@
+"""The odd trainers do what a worker's tests rely on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from conftest import FOLDER, PATIENCE
+
+ODD = FOLDER / "odd_trainers"
+
+
+def test_one_fails_with_a_traceback(start):
+    trainer = start(program=ODD / "fails.py")
+    assert trainer.finish() == 1
+    assert "Traceback" in trainer.stderr() and "out of memory" in trainer.stderr()
+    assert [message["event"] for message in trainer.messages] == ["train_begin", "epoch_begin"]
+
+
+def test_one_never_starts_and_ends_at_once_when_told(start):
+    trainer = start(program=ODD / "never_starts.py")
+    with pytest.raises(Exception):
+        trainer.process.wait(timeout=0.5)
+    assert not trainer.messages and not trainer.stdout() and not trainer.stderr()
+    trainer.signal(signal.SIGTERM)
+    assert trainer.finish() == -signal.SIGTERM
+
+
+def test_one_floods_at_its_rate_and_loses_nothing_itself(start):
+    trainer = start("trainer_config.max_epochs=2", program=ODD / "floods.py")
+    assert trainer.finish() == 0, trainer.stderr()
+    assert [message["logs"]["seq"] for message in trainer.events("batch_end")] == list(range(1, 10_000, 2))
+    assert [message["batch"] for message in trainer.events("batch_start")] == 2 * list(range(2500))
+    assert 1.9 < float(trainer.stdout().split()[-2]) < 4
+
+
+def test_one_sends_garbage_between_good_messages(start):
+    trainer = start(program=ODD / "garbage.py")
+    assert trainer.finish() == 0, trainer.stderr()
+    good = [message["logs"]["seq"] for message in trainer.events("batch_end")
+            if isinstance(message.get("logs"), dict) and "seq" in message["logs"]]
+    assert good == list(range(len(good))) and len(good) > 20
+    assert trainer.messages[-1]["event"] == "train_end"
+    assert "END_OF_FILE\n" in trainer.stdout() and "\x1b[2J" in trainer.stdout()
+
+
+def test_one_is_stubborn_and_leaves_a_child(start):
+    trainer = start(program=ODD / "stubborn.py")
+    trainer.wait_for("batch_end")
+    path = next(trainer.folder.glob("models/*/stubborn.pids"))
+    parent, child = (int(text) for text in path.read_text().split())
+    assert parent == trainer.process.pid
+    for pid in (parent, child):
+        os.kill(pid, signal.SIGTERM)
+    trainer.command('{"command": "stop"}')
+    trainer.wait_for("batch_end", skip=5)
+    os.kill(child, 0)
+    assert os.getpgid(child) == parent
+    os.kill(parent, signal.SIGKILL)
+    trainer.process.wait()
+    os.kill(child, 0)
+    os.killpg(parent, signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE
+    while _running(child):
+        assert time.monotonic() < deadline
+
+
+def _running(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
