@@ -1,0 +1,1 @@
+//! What the worker does with sockets, disk and processes.
