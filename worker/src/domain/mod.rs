@@ -1,0 +1,17 @@
+//! Values and decisions of the worker: no I/O, no clock, no randomness.
+//!
+//! * which trainers there are: [`trainer`]
+//! * what jobs are in a package: [`package`], from its [`config`]urations and its [`script`]
+//! * how a trainer is called: [`command`]
+//! * what its messages mean: [`progress`]; what it prints: [`log`]
+//! * how it ended: [`outcome`]
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod command;
+pub mod config;
+pub mod log;
+pub mod outcome;
+pub mod package;
+pub mod progress;
+pub mod script;
+pub mod trainer;

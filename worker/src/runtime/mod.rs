@@ -1,0 +1,27 @@
+//! What the worker does with sockets, disk and processes.
+//!
+//! ```text
+//!   agent ── spawn, attach ──► runner (a process of its own session) ──► trainer (a process group of its own)
+//!     ▲                          │ journal, outcome.json                    │
+//!     └── reads the journal ◄────┘◄──────────── ZMQ, trainer.log ───────────┘
+//! ```
+//!
+//! * a job's directory: [`workspace`]; its journal: [`journal`]
+//! * the runner, and the agent's handle to it: [`runner`]
+//! * the trainer's process group: [`trainer`], [`processes`]; its output: [`tail`]; its sockets: [`progress`]
+//! * what the machine has: [`gpu`]
+
+pub mod gpu;
+pub mod journal;
+pub mod processes;
+pub mod progress;
+pub mod runner;
+pub mod tail;
+pub mod trainer;
+pub mod workspace;
+
+/// Unix milliseconds; for people, never for ordering.
+pub fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
