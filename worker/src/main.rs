@@ -1,2 +1,5 @@
-//! Placeholder
-fn main() {}
+//! `webrtc-worker`: see [`worker`].
+
+fn main() -> std::process::ExitCode {
+    worker::api::cli::main()
+}

@@ -31,7 +31,7 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 
 /// A number that ties a reply to its request; chosen by the client, unique in its session.
 pub type Req = u64;
-/// A transfer of a session; chosen by the side that sends the file.
+/// A transfer of a session; chosen by the side that sends the file: the client takes numbers below 2³¹, the worker the others.
 pub type TransferId = u32;
 
 /// One GPU of a worker.

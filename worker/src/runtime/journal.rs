@@ -184,6 +184,34 @@ fn checksum(body: &[u8]) -> [u8; 16] {
     text
 }
 
+/// The seq of the last whole record of a journal that somebody else may be writing; 0: there is none.
+///
+/// # Errors
+/// [`shared::domain::error::Code::BadFile`].
+pub fn last_seq(path: &Path) -> Result<u64, Failure> {
+    let read = || -> io::Result<u64> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            other => other?,
+        };
+        let (mut low, mut high, mut last) = (0, file.metadata()?.len(), 0);
+        while high.saturating_sub(low) > WINDOW as u64 {
+            let middle = low + (high - low) / 2;
+            let mut scan = Scan::from(middle);
+            match scan.step(&file, high)? {
+                Some(record) => (low, last) = (scan.whole, record.seq),
+                None => high = middle,
+            }
+        }
+        let mut scan = Scan::from(low);
+        while let Some(record) = scan.step(&file, u64::MAX)? {
+            last = record.seq;
+        }
+        Ok(last)
+    };
+    read().map_err(|error| failure("read", path, &error))
+}
+
 /// A record whose checksum is right.
 struct Record {
     seq: u64,

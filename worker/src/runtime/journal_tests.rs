@@ -209,3 +209,19 @@ proptest! {
         prop_assert_eq!(all(&path, next).len(), 1);
     }
 }
+
+#[test]
+fn the_last_seq_is_found_while_somebody_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    assert_eq!(last_seq(&path).unwrap(), 0);
+    let mut journal = Journal::open(&path).unwrap();
+    for seq in 1..=3000 {
+        journal.append(0, [JobEvent::Notice { message: format!("{seq} {}", "x".repeat(100)) }]).unwrap();
+        if seq % 500 == 1 {
+            assert_eq!(last_seq(&path).unwrap(), seq);
+        }
+    }
+    std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"torn").unwrap();
+    assert_eq!(last_seq(&path).unwrap(), 3000);
+}

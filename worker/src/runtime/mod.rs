@@ -10,12 +10,17 @@
 //! * the runner, and the agent's handle to it: [`runner`]
 //! * the trainer's process group: [`trainer`], [`processes`]; its output: [`tail`]; its sockets: [`progress`]
 //! * what the machine has: [`gpu`]
+//! * the agent: [`agent`] keeps the worker in its [`room`]; [`jobs`] is the queue; [`session`] serves one client's link
 
+pub mod agent;
 pub mod gpu;
+pub mod jobs;
 pub mod journal;
 pub mod processes;
 pub mod progress;
+pub mod room;
 pub mod runner;
+pub mod session;
 pub mod tail;
 pub mod trainer;
 pub mod workspace;

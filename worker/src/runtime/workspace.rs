@@ -48,6 +48,10 @@ pub struct JobRecord {
     pub package: ManifestSummary,
     /// Where the job is.
     pub state: JobState,
+    /// Its place in the queue: jobs run in this order.
+    pub order: u64,
+    /// The client that submitted it: its static public key as text.
+    pub owner: String,
     /// When it was submitted: Unix seconds.
     pub submitted_at: u64,
     /// How it ended, in a sentence; empty before.
@@ -149,6 +153,8 @@ impl JobDir {
         run => "run";
         /// What the trainer wrote.
         results => "results";
+        /// The manifest of that, once the job has ended.
+        results_manifest => "results.manifest";
         /// The trainer's output.
         trainer_log => "trainer.log";
         /// The trainer's process group, while there is one.
@@ -180,6 +186,27 @@ impl JobDir {
     /// [`Code::BadFile`] or [`Code::NoSpace`].
     pub fn set_record(&self, record: &JobRecord) -> Result<(), Failure> {
         write_json(&self.job_json(), record)
+    }
+
+    /// Writes the manifest of the results.
+    ///
+    /// # Errors
+    /// [`Code::BadFile`] or [`Code::NoSpace`].
+    pub fn set_results_manifest(&self, encoded: &[u8]) -> Result<(), Failure> {
+        let path = self.results_manifest();
+        write_whole(&path, encoded).map_err(|error| failure("write", &path, &error))
+    }
+
+    /// Makes the package's files, in their folder of the store, this job's.
+    ///
+    /// # Errors
+    /// [`Code::BadFile`] or [`Code::NoSpace`].
+    pub fn link_package(&self, folder: &Path) -> Result<(), Failure> {
+        let link = self.package();
+        match symlink(folder, &link) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failure("make", &link, &error)),
+            _ => Ok(()),
+        }
     }
 
     /// How the job ended, once it has.
@@ -341,6 +368,8 @@ mod tests {
             spec: JobSpec { name: "x".into(), trainer: None, configs: vec![], labels: None, attempt: 0 },
             package: ManifestSummary { id: Hash([1; 32]), encoded_len: 1, files: 1, chunks: 1, bytes: 1 },
             state: JobState::Running,
+            order: 1,
+            owner: "0011".into(),
             submitted_at: 5,
             message: String::new(),
             results: None,

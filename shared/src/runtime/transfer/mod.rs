@@ -16,7 +16,7 @@ mod tests;
 use tokio::sync::mpsc;
 
 pub use pool::{Connection, Inbound, Pool};
-pub use receive::{Finished, Sink, WINDOW, receive};
+pub use receive::{WINDOW, receive};
 pub use send::{Outgoing, ReadChunk, send};
 
 use crate::domain::{

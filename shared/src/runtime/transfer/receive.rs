@@ -1,25 +1,25 @@
 //! The receiving side of a transfer: one blocking thread from frame to disk.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use tokio::{
     runtime::Handle,
     sync::{mpsc, watch},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     StepPort, control_lost,
     pool::{Inbound, Pool},
 };
-use crate::domain::{
-    error::{Code, Failure},
-    frame::{FrameHeader, FrameKind},
-    manifest::Manifest,
-    message::{FileAck, FileEnd, FileMeta, FileNeed, FileReady, FileRefused, Step, TransferId},
-    transfer::{Accepted, ChunkSet, ManifestAssembly, PIECE_CHUNKS, Places, Progress, Receiving, WholeChunk, WholeManifest, ranges_of},
+use crate::{
+    domain::{
+        error::{Code, Failure},
+        frame::{FrameHeader, FrameKind},
+        message::{FileAck, FileEnd, FileMeta, FileNeed, FileReady, FileRefused, Step, TransferId},
+        transfer::{Accepted, ChunkSet, ManifestAssembly, PIECE_CHUNKS, Progress, Receiving, WholeManifest, ranges_of},
+    },
+    runtime::store::{Begun, Finished, PackageDir, Partial},
 };
 
 /// Bytes that a sender may have under way unacknowledged: what a crash can cost.
@@ -31,78 +31,47 @@ const SYNC_AFTER: Duration = Duration::from_millis(50);
 /// Ranges in one acknowledgement; far below the message limit.
 const ACK_RANGES: usize = 2000;
 
-/// Where a package's chunks go; blocking. Made once the manifest is known.
-pub trait Sink: Send + 'static {
-    /// What the finished package is.
-    type Done: Send + 'static;
-    /// The package.
-    fn manifest(&self) -> &Arc<Manifest>;
-    /// The chunks that are durable here.
-    fn present(&self) -> ChunkSet;
-    /// Writes a verified chunk; durable only after the next [`Sink::sync`].
-    ///
-    /// # Errors
-    /// [`Code::NoSpace`], [`Code::BadFile`].
-    fn write(&mut self, chunk: WholeChunk) -> Result<(), Failure>;
-    /// Makes everything written durable: the indices that now are.
-    ///
-    /// # Errors
-    /// [`Code::NoSpace`], [`Code::BadFile`].
-    fn sync(&mut self) -> Result<Vec<u32>, Failure>;
-    /// Checks the whole and gives the files their names.
-    ///
-    /// # Errors
-    /// [`Code::NoSpace`], [`Code::BadFile`].
-    fn finish(self) -> Result<Finished<Self>, Failure>
-    where
-        Self: Sized;
-}
-
-/// The end of a package, or its chunks that turned out damaged on disk.
-pub enum Finished<S: Sink> {
-    /// All files have their names.
-    Done(S::Done),
-    /// These have to come again.
-    Damaged(S, ChunkSet),
-}
-
-/// Receives one announced transfer into the sink that `open` makes: given the manifest's bytes, or `None` when it is known here.
-///
-/// `manifest_wanted`: whether the bytes are needed. The preflight (quota, free space) is `open`'s or the caller's.
+/// Receives one announced transfer into the place that was begun for it (blocking preflight and all: see
+/// [`Store::begin`](crate::runtime::store::Store::begin)).
 ///
 /// # Errors
-/// What the sink refuses, what the sender refuses, or [`Code::NoConnection`] when the control connection ends. Everything that was
+/// What the place refuses, what the sender refuses, or [`Code::NoConnection`] when the control connection ends. Everything that was
 /// acknowledged stays.
-pub async fn receive<S: Sink>(
+pub async fn receive(
     meta: FileMeta,
-    manifest_wanted: bool,
-    open: impl FnOnce(Option<WholeManifest>) -> Result<S, Failure> + Send + 'static,
+    begun: Begun,
     pool: &Pool,
     steps: StepPort,
     progress: watch::Sender<Progress>,
-) -> Result<S::Done, Failure> {
+) -> Result<PackageDir, Failure> {
     let StepPort { tx, mut rx } = steps;
     let transfer = meta.transfer;
     let inbound = pool.route(transfer);
     let (end_tx, ends) = mpsc::channel(4);
-    let ready = FileReady { transfer, manifest_wanted, window: WINDOW };
+    let ready = FileReady { transfer, manifest_wanted: matches!(begun, Begun::New(_)), window: WINDOW };
     tx.send(Step::Ready(ready)).await.map_err(|_| control_lost())?;
-    let writer = Writer { meta, steps: tx.clone(), inbound, ends, progress, runtime: Handle::current() };
-    let mut writing = tokio::task::spawn_blocking(move || writer.run(manifest_wanted, open));
+    let stop = CancellationToken::new();
+    let _stop_with_us = stop.clone().drop_guard();
+    let writer = Writer { meta, steps: tx.clone(), inbound, ends, progress, stop, runtime: Handle::current() };
+    let mut writing = tokio::task::spawn_blocking(move || writer.run(begun));
     let result = loop {
         tokio::select! {
             done = &mut writing => {
                 break done.unwrap_or_else(|error| Err(Failure::new(Code::Internal, format!("the writing thread ended unexpectedly: {error}"))));
             }
-            step = rx.recv() => match step {
-                Some(Step::End(end)) => { let _ = end_tx.try_send(Input::End(end)); }
-                Some(Step::Refused(FileRefused { failure, .. })) => { let _ = end_tx.try_send(Input::Failed(failure)); }
-                Some(_) => { let _ = end_tx.try_send(Input::Failed(Failure::new(Code::InvalidRequest, "the other side sent a step of the transfer out of order"))); }
-                None => {
-                    let _ = end_tx.try_send(Input::Failed(control_lost()));
-                    break writing.await.unwrap_or_else(|_| Err(control_lost()));
-                }
-            },
+            step = rx.recv() => {
+                let input = match step {
+                    Some(Step::End(end)) => Input::End(end),
+                    Some(Step::Refused(FileRefused { failure, .. })) => Input::Failed(failure),
+                    Some(_) => Input::Failed(Failure::new(Code::InvalidRequest, "the other side sent a step of the transfer out of order")),
+                    None => {
+                        // The thread sees the closed queue, keeps what it has, and ends.
+                        drop(end_tx);
+                        break writing.await.unwrap_or_else(|_| Err(control_lost()));
+                    }
+                };
+                let _ = end_tx.try_send(input);
+            }
         }
     };
     if let Err(failure) = &result
@@ -127,41 +96,57 @@ struct Writer {
     inbound: mpsc::Receiver<Inbound>,
     ends: mpsc::Receiver<Input>,
     progress: watch::Sender<Progress>,
+    stop: CancellationToken,
     runtime: Handle,
 }
 
 impl Writer {
-    fn run<S: Sink>(
-        mut self,
-        manifest_wanted: bool,
-        open: impl FnOnce(Option<WholeManifest>) -> Result<S, Failure>,
-    ) -> Result<S::Done, Failure> {
-        let manifest = if manifest_wanted { Some(self.manifest()?) } else { None };
-        let mut sink = open(manifest)?;
-        let places = Arc::new(Places::new(sink.manifest().clone()));
-        let present = sink.present();
-        let mut receiving = Receiving::new(places, &present);
+    fn run(mut self, begun: Begun) -> Result<PackageDir, Failure> {
+        let partial = match begun {
+            Begun::Present(package) => return self.nothing_missing(package),
+            Begun::Known(partial) => partial,
+            Begun::New(announced) => announced.accept(self.manifest()?)?,
+        };
+        partial.prepare(&mut |_| {}, &self.stop)?;
+        let mut receiving = Receiving::new(partial.places().clone(), &partial.present());
         self.ask_for(receiving.needed())?;
         self.progress.send_replace(receiving.progress());
         loop {
-            sink = self.fill(sink, &mut receiving)?;
-            match sink.finish()? {
-                Finished::Done(done) => {
-                    self.tell(Step::Done(FileEnd { transfer: self.meta.transfer, manifest: self.meta.manifest.id }))?;
-                    return Ok(done);
+            self.fill(&partial, &mut receiving)?;
+            match partial.finish(&self.stop)? {
+                Finished::Whole(package) => {
+                    self.tell(Step::Done(self.end()))?;
+                    return Ok(package);
                 }
-                Finished::Damaged(again, damaged) => {
+                Finished::Damaged(damaged) => {
                     tracing::warn!(chunks = damaged.count(), "chunks were damaged on disk and are fetched again");
                     receiving.damaged(&damaged);
                     self.ask_for(&damaged)?;
-                    sink = again;
                 }
             }
         }
     }
 
+    /// The package is here already: nothing is asked for.
+    fn nothing_missing(mut self, package: PackageDir) -> Result<PackageDir, Failure> {
+        self.ask_for(&ChunkSet::new(self.meta.manifest.chunks))?;
+        loop {
+            match self.next(None) {
+                Input::End(_) => break,
+                Input::Failed(failure) => return Err(failure),
+                Input::Inbound(_) | Input::Due => {}
+            }
+        }
+        self.tell(Step::Done(self.end()))?;
+        Ok(package)
+    }
+
+    fn end(&self) -> FileEnd {
+        FileEnd { transfer: self.meta.transfer, manifest: self.meta.manifest.id }
+    }
+
     /// Takes frames until everything is durable and the sender has said that it is done.
-    fn fill<S: Sink>(&mut self, mut sink: S, receiving: &mut Receiving) -> Result<S, Failure> {
+    fn fill(&mut self, partial: &Partial, receiving: &mut Receiving) -> Result<(), Failure> {
         let mut unsynced = Unsynced::default();
         let mut ended = false;
         while !(receiving.is_complete() && ended) {
@@ -172,7 +157,7 @@ impl Writer {
                         Accepted::More => {}
                         Accepted::Whole(chunk) => {
                             unsynced.add(u64::from(chunk.place.chunk.len));
-                            sink.write(chunk)?;
+                            partial.write(&chunk)?;
                         }
                         Accepted::Known(index) => self.acknowledge(&[index])?,
                         Accepted::Corrupt(index) => {
@@ -187,7 +172,7 @@ impl Writer {
                 Input::End(_) => return Err(Failure::new(Code::InvalidRequest, "the sender ended another package than it announced")),
                 Input::Failed(failure) => {
                     // What is written is kept: make it count before the transfer ends.
-                    for index in sink.sync()? {
+                    for index in partial.sync()? {
                         receiving.stored(index);
                     }
                     return Err(failure);
@@ -198,7 +183,7 @@ impl Writer {
             let last = in_flight > 0 && acked_bytes + in_flight >= needed_bytes;
             if last || unsynced.is_due() {
                 unsynced = Unsynced::default();
-                let durable = sink.sync()?;
+                let durable = partial.sync()?;
                 for &index in &durable {
                     receiving.stored(index);
                 }
@@ -206,7 +191,7 @@ impl Writer {
                 self.progress.send_replace(receiving.progress());
             }
         }
-        Ok(sink)
+        Ok(())
     }
 
     fn manifest(&mut self) -> Result<WholeManifest, Failure> {

@@ -12,13 +12,16 @@ use super::{
     StepPort, control_lost,
     pool::{Connection, Pool},
 };
-use crate::domain::{
-    error::{Code, Failure},
-    frame::{FrameHeader, FrameKind, HEADER, MAX_PIECE},
-    id::JobId,
-    manifest::{ChunkPlace, ManifestSummary},
-    message::{FileEnd, FileMeta, FileReady, FileRefused, Step, TransferId},
-    transfer::{ChunkSet, ChunkSetAssembly, Next, Places, Progress, Sending},
+use crate::{
+    domain::{
+        error::{Code, Failure},
+        frame::{FrameHeader, FrameKind, HEADER, MAX_PIECE},
+        id::JobId,
+        manifest::{ChunkPlace, Hash, ManifestSummary},
+        message::{FileEnd, FileMeta, FileReady, FileRefused, Step, TransferId},
+        transfer::{ChunkSet, ChunkSetAssembly, Next, Places, Progress, Sending},
+    },
+    runtime::files::ChunkReader,
 };
 
 /// Reads the chunks of a package; blocking, and called from one thread at a time.
@@ -28,6 +31,12 @@ pub trait ReadChunk: Send + 'static {
     /// # Errors
     /// [`Code::BadFile`] when it cannot be read or is no longer what was announced.
     fn read(&mut self, place: ChunkPlace, buffer: &mut Vec<u8>) -> Result<(), Failure>;
+}
+
+impl ReadChunk for ChunkReader {
+    fn read(&mut self, place: ChunkPlace, buffer: &mut Vec<u8>) -> Result<(), Failure> {
+        ChunkReader::read(self, place, buffer)
+    }
 }
 
 /// What is to be sent.
@@ -174,7 +183,7 @@ impl Pump {
         self: Arc<Self>,
         pool: &Pool,
         steps: &mut StepPort,
-        manifest: crate::domain::manifest::Hash,
+        manifest: Hash,
         progress: &watch::Sender<Progress>,
     ) -> Result<(), Failure> {
         let end = FileEnd { transfer: self.transfer, manifest };

@@ -1,6 +1,6 @@
-//! Real peer connections on loopback, an in-process relay in the signaling server's place, memory at both ends.
+//! Real peer connections on loopback, an in-process relay in the signaling server's place, a real store at the end.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -13,8 +13,9 @@ use crate::{
         id::{PeerId, RoomId, Secret},
         invite::{Grant, Invite},
         manifest::{Chunk, ChunkPlace, Entry, Hash, Manifest},
+        message::FileRefused,
         signal::{ToPeer, ToServer},
-        transfer::{ChunkSet, Places, Progress, WholeChunk, WholeManifest},
+        transfer::{Places, Progress},
     },
     runtime::{
         identity::Identity,
@@ -22,6 +23,7 @@ use crate::{
         peer::PeerOptions,
         seal,
         signal::{SignalEvent, SignalSender},
+        store::Store,
     },
 };
 
@@ -192,109 +194,105 @@ impl ReadChunk for Memory {
     }
 }
 
-#[derive(Clone)]
-struct Shelf {
-    manifest: Arc<Manifest>,
-    present: ChunkSet,
-    written: Vec<u32>,
-    /// Chunks that are found damaged at the first finish.
-    damaged: Vec<u32>,
-    count: Arc<Mutex<u32>>,
-}
-
-impl Sink for Shelf {
-    type Done = u32;
-    fn manifest(&self) -> &Arc<Manifest> {
-        &self.manifest
-    }
-    fn present(&self) -> ChunkSet {
-        self.present.clone()
-    }
-    fn write(&mut self, chunk: WholeChunk) -> Result<(), Failure> {
-        *self.count.lock().unwrap() += 1;
-        self.written.push(chunk.index);
-        Ok(())
-    }
-    fn sync(&mut self) -> Result<Vec<u32>, Failure> {
-        for &index in &self.written {
-            self.present.insert(index);
-        }
-        Ok(std::mem::take(&mut self.written))
-    }
-    fn finish(mut self) -> Result<Finished<Self>, Failure> {
-        assert!(self.present.is_full());
-        if self.damaged.is_empty() {
-            return Ok(Finished::Done(*self.count.lock().unwrap()));
-        }
-        let mut set = ChunkSet::new(self.present.len());
-        for index in std::mem::take(&mut self.damaged) {
-            set.insert(index);
-            self.present.remove(index);
-        }
-        Ok(Finished::Damaged(self, set))
-    }
-}
-
 fn step_ports() -> (StepPort, StepPort) {
     let (a_tx, a_rx) = mpsc::channel(64);
     let (b_tx, b_rx) = mpsc::channel(64);
     (StepPort { tx: a_tx, rx: b_rx }, StepPort { tx: b_tx, rx: a_rx })
 }
 
-/// Transfers the package from a client's pool to a worker's; how many chunks were written.
-async fn transfer(from: Pool, to: Pool, damaged: Vec<u32>) -> Result<u32, Failure> {
+fn outgoing() -> Outgoing {
     let (bytes, manifest) = package();
     let encoded = manifest.encode();
     let summary = manifest.summary(&encoded);
     let places = Arc::new(Places::new(Arc::new(manifest)));
-    let outgoing = Outgoing {
-        transfer: 1,
-        job: "j".parse().unwrap(),
-        summary,
-        encoded: Bytes::from(encoded),
-        places,
-        reader: Box::new(Memory(bytes)),
-    };
+    Outgoing { transfer: 1, job: "j".parse().unwrap(), summary, encoded: Bytes::from(encoded), places, reader: Box::new(Memory(bytes)) }
+}
+
+/// Transfers the package from a client's pool into a worker's store; how many bytes had to travel.
+async fn transfer(from: &Pool, to: &Pool, store: &Store) -> Result<u64, Failure> {
     let (ours, mut theirs) = step_ports();
     let sent = watch::Sender::new(Progress::default());
-    let sending = send(outgoing, &from, ours, &sent);
+    let sending = send(outgoing(), from, ours, &sent);
     let receiving = async {
         let Some(Step::Meta(meta)) = theirs.rx.recv().await else { panic!("it begins with an announcement") };
-        let open = move |whole: Option<WholeManifest>| {
-            let manifest = Arc::new(whole.expect("it was wanted").manifest);
-            let present = ChunkSet::new(manifest.chunk_count());
-            Ok(Shelf { manifest, present, written: vec![], damaged, count: Arc::default() })
-        };
-        receive(meta, true, open, &to, theirs, watch::Sender::new(Progress::default())).await
+        let begun = store.begin("owner", &meta.manifest)?;
+        receive(meta, begun, to, theirs, watch::Sender::new(Progress::default())).await
     };
     let (sent_result, received) = tokio::join!(sending, receiving);
     sent_result?;
-    assert_eq!(sent.borrow().acked_bytes, 8 << 20);
-    received
+    let dir = received?;
+    let (bytes, _) = package();
+    let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+    assert!([read("a.slp"), read("b.slp")].concat() == bytes, "the files are what was sent");
+    let Progress { acked_bytes, needed_bytes, .. } = *sent.borrow();
+    assert_eq!(acked_bytes, needed_bytes);
+    Ok(needed_bytes)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_package_arrives_once_over_two_connections() {
-    let mut room = Room::new(|message| message);
+async fn pools(room: &mut Room, connections: u32) -> (Pool, Pool, Link, Link) {
     let (client, worker) = room.connect().await;
     let (from, to) = (Pool::default(), Pool::default());
-    for number in 1..=2 {
+    for number in 1..=connections {
         let (ours, theirs) = bulk_pair(number, &client, &worker).await;
         from.add(ours);
         to.add(theirs);
     }
-    assert_eq!(transfer(from, to, vec![]).await.unwrap(), 64);
+    (from, to, client, worker)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn chunks_damaged_on_disk_come_again_and_only_they() {
+async fn a_package_arrives_over_two_connections_and_never_twice() {
     let mut room = Room::new(|message| message);
-    let (client, worker) = room.connect().await;
-    let (from, to) = (Pool::default(), Pool::default());
-    let (ours, theirs) = bulk_pair(1, &client, &worker).await;
-    from.add(ours);
-    to.add(theirs);
-    assert_eq!(transfer(from, to, vec![3, 40]).await.unwrap(), 66);
+    let (from, to, _client, _worker) = pools(&mut room, 2).await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), None).unwrap();
+    assert_eq!(transfer(&from, &to, &store).await.unwrap(), 8 << 20);
+    assert_eq!(transfer(&from, &to, &store).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_that_broke_goes_on_with_what_is_missing() {
+    let mut room = Room::new(|message| message);
+    let (from, to, _client, _worker) = pools(&mut room, 1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), None).unwrap();
+    // The first try ends as soon as something is on disk.
+    let (ours, mut theirs) = step_ports();
+    let sent = watch::Sender::new(Progress::default());
+    let mut acked = sent.subscribe();
+    let cut_sender = async {
+        tokio::select! {
+            result = send(outgoing(), &from, ours, &sent) => panic!("it is cut before its end: {result:?}"),
+            _ = acked.wait_for(|progress| progress.acked_bytes > 0) => {}
+        }
+    };
+    let receiver = async {
+        let Some(Step::Meta(meta)) = theirs.rx.recv().await else { panic!("it begins with an announcement") };
+        let begun = store.begin("owner", &meta.manifest).unwrap();
+        receive(meta, begun, &to, theirs, watch::Sender::new(Progress::default())).await
+    };
+    let ((), received) = tokio::join!(cut_sender, receiver);
+    assert_eq!(received.unwrap_err().code, Code::NoConnection);
+    let rest = transfer(&from, &to, &store).await.unwrap();
+    assert!(rest < 8 << 20, "what was acknowledged is not sent again: {rest}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_package_that_does_not_fit_is_refused_before_its_first_byte() {
+    let mut room = Room::new(|message| message);
+    let (from, to, _client, _worker) = pools(&mut room, 1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), Some(1 << 20)).unwrap();
+    let (ours, mut theirs) = step_ports();
+    let sent = watch::Sender::new(Progress::default());
+    let refusing = async {
+        let Some(Step::Meta(meta)) = theirs.rx.recv().await else { panic!("it begins with an announcement") };
+        let failure = store.begin("owner", &meta.manifest).err().unwrap();
+        theirs.tx.send(Step::Refused(FileRefused { transfer: 1, failure })).await.unwrap();
+    };
+    let (result, ()) = tokio::join!(send(outgoing(), &from, ours, &sent), refusing);
+    assert_eq!(result.unwrap_err().code, Code::NoSpace);
+    drop(to);
 }
 
 #[tokio::test]

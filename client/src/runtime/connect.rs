@@ -1,0 +1,181 @@
+//! From an invite to a proven link, again and again.
+//!
+//! Before the first success a refusal ends it, and so does an unreachable server: the user mistyped something and should know at
+//! once; only an absent or busy worker is waited for, a while. After the first success nothing but a refusal for good ends it.
+
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use shared::{
+    domain::{
+        backoff::Backoff,
+        error::{Code, Failure},
+        id::{PeerId, hex},
+        invite::Invite,
+        signal::{IceServer, Role, SignIn},
+    },
+    runtime::{
+        identity::Identity,
+        link::{Link, dial},
+        peer::PeerOptions,
+        seal,
+        signal::{Api, Registration, SignalEvent, SignalSender, connect},
+    },
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::domain::event::Event;
+
+/// How long an absent worker is waited for before the first success.
+const FIRST_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Keeps a client registered in its room and makes links to its worker.
+pub(super) struct Connector {
+    invite: Invite,
+    api: Arc<Api>,
+    identity: Arc<Identity>,
+    options: PeerOptions,
+    me: PeerId,
+    signal: Option<Signal>,
+    backoff: Backoff,
+    attempt: u32,
+    ever: bool,
+}
+
+struct Signal {
+    sender: SignalSender,
+    events: mpsc::Receiver<SignalEvent>,
+    _stop: DropGuard,
+}
+
+impl Connector {
+    /// For this invite; the identity is kept in `config_dir`.
+    pub(super) fn new(
+        invite: Invite,
+        config_dir: &Path,
+        ice_servers: Vec<IceServer>,
+        bind: Vec<SocketAddr>,
+        relay_only: bool,
+    ) -> Result<Self, Failure> {
+        let api = Arc::new(Api::new(&invite.server)?);
+        let identity = Arc::new(Identity::load_or_create(&config_dir.join("identity.json"))?);
+        let me = format!("client-{}", hex(&seal::random::<8>()?)).parse()?;
+        let options = PeerOptions { ice_servers, bind: bind_or_default(bind, &api), relay_only };
+        let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
+        Ok(Connector { invite, api, identity, options, me, signal: None, backoff, attempt: 0, ever: false })
+    }
+
+    /// The room's invite.
+    pub(super) fn invite(&self) -> &Invite {
+        &self.invite
+    }
+
+    /// The options of every connection of this session.
+    pub(super) fn options(&self) -> &PeerOptions {
+        &self.options
+    }
+
+    /// The next link; how often it failed is told as events.
+    pub(super) async fn link(&mut self, events: &mpsc::Sender<Event>) -> Result<Link, Failure> {
+        let patience = Instant::now() + FIRST_PATIENCE;
+        loop {
+            self.attempt += 1;
+            let connecting =
+                Event::Connecting { server: self.invite.server.clone(), room: self.invite.room.clone(), attempt: self.attempt };
+            let _ = events.send(connecting).await;
+            let failure = match self.try_link().await {
+                Ok(link) => {
+                    self.attempt = 0;
+                    self.backoff.reset();
+                    self.ever = true;
+                    return Ok(link);
+                }
+                Err(failure) => failure,
+            };
+            let worth_it = match failure.code {
+                Code::PeerNotFound | Code::PeerBusy => self.ever || Instant::now() < patience,
+                Code::NoConnection | Code::Unavailable | Code::RateLimited => self.ever,
+                _ => false,
+            };
+            if !worth_it {
+                return Err(failure);
+            }
+            let retry_in = self.backoff.next_wait(seal::random::<8>().map(u64::from_le_bytes)?);
+            let retry_in_ms = retry_in.as_millis() as u64;
+            let _ = events.send(Event::Disconnected { reason: failure.message, retry_in_ms }).await;
+            sleep(retry_in).await;
+        }
+    }
+
+    async fn try_link(&mut self) -> Result<Link, Failure> {
+        if self.signal.as_ref().is_none_or(|signal| signal.events.is_closed()) {
+            self.signal = Some(self.register().await?);
+        }
+        let signal = self.signal.as_mut().expect("it was made above");
+        while signal.events.try_recv().is_ok() {
+            // What came while no link was being made is about earlier ones.
+        }
+        let dialed = dial(&self.invite, &self.me, &self.identity, &self.options, &signal.sender, &mut signal.events).await;
+        if dialed.as_ref().is_err_and(|failure| failure.code == Code::RoomNotFound) {
+            self.signal = None;
+        }
+        dialed
+    }
+
+    async fn register(&mut self) -> Result<Signal, Failure> {
+        let sign_in = self.api.sign_in().await?;
+        let mut signal = self.start(Some(sign_in));
+        loop {
+            match signal.events.recv().await {
+                Some(SignalEvent::Registered { ice_servers, .. }) => {
+                    if self.options.ice_servers.is_empty() {
+                        self.options.ice_servers = ice_servers;
+                    }
+                    return Ok(signal);
+                }
+                Some(SignalEvent::Refused(failure) | SignalEvent::Lost { failure, .. }) => return Err(self.explain(failure)),
+                Some(SignalEvent::Message(_)) => {}
+                None => return Err(Failure::new(Code::Unavailable, "the connection to the signaling server has ended")),
+            }
+        }
+    }
+
+    fn start(&self, sign_in: Option<SignIn>) -> Signal {
+        let registration = Registration {
+            room: self.invite.room.clone(),
+            token: self.invite.token.clone(),
+            peer: self.me.clone(),
+            role: Role::Client,
+            metadata: Default::default(),
+        };
+        let stop = CancellationToken::new();
+        let (sender, events) = connect(self.api.clone(), registration, self.identity.clone(), sign_in, stop.clone());
+        Signal { sender, events, _stop: stop.drop_guard() }
+    }
+
+    fn explain(&self, failure: Failure) -> Failure {
+        if failure.code != Code::RoomNotFound {
+            return failure;
+        }
+        let message = format!(
+            "the room of this invite is gone or expired on {}; ask for the invite that webrtc-worker prints now",
+            self.invite.server
+        );
+        Failure::new(Code::RoomNotFound, message)
+    }
+}
+
+/// Every interface, and loopback, too, when the server is on this machine: then the worker may be as well.
+fn bind_or_default(bind: Vec<SocketAddr>, api: &Api) -> Vec<SocketAddr> {
+    if !bind.is_empty() {
+        return bind;
+    }
+    let mut bind = vec![SocketAddr::from(([0, 0, 0, 0], 0))];
+    if api.is_loopback() {
+        bind.push(SocketAddr::from(([127, 0, 0, 1], 0)));
+    }
+    bind
+}

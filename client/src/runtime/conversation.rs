@@ -1,0 +1,324 @@
+//! One link as a conversation: messages out, messages in, signs of life, a bulk connection when one is needed.
+//!
+//! Two tasks serve a link: one writes, one reads. They end with the [`Conversation`], or with the link; then the last thing in
+//! the inbox is [`Incoming::Lost`].
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use shared::{
+    domain::{
+        error::{Code, Failure},
+        id::Secret,
+        message::{Bye, BulkCandidate, BulkSdp, Ping, Progress, Step, ToClient, ToWorker, TransferId},
+        route::Route,
+    },
+    runtime::{
+        link::{Carrier, Description, Link, dial_bulk, ports},
+        peer::{Channel, ChannelSender, PeerOptions},
+        transfer::{Pool, StepPort},
+    },
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// Between two signs of life.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Silence after which a link counts as lost.
+const SILENCE: Duration = Duration::from_secs(15);
+/// How long a goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// What a link brings.
+pub(super) enum Incoming {
+    /// A message that is neither a journal entry nor part of a transfer.
+    Message(ToClient),
+    /// A journal entry.
+    Journal(Progress),
+    /// The link is gone; nothing follows.
+    Lost(Failure),
+}
+
+type Routes<K, T> = Arc<Mutex<HashMap<K, mpsc::Sender<T>>>>;
+
+/// A link in use.
+pub(super) struct Conversation {
+    out: mpsc::Sender<ToWorker>,
+    inbox: mpsc::Receiver<Incoming>,
+    pool: Pool,
+    steps: Routes<TransferId, Step>,
+    bulk: Arc<BulkDialer>,
+    carrier: Arc<Carrier>,
+    stop: CancellationToken,
+    _stop: DropGuard,
+}
+
+impl Conversation {
+    /// Takes a link into use.
+    pub(super) fn start(link: Link, options: &PeerOptions) -> Self {
+        let Link { control, progress, proven, carrier } = link;
+        let (out, outgoing) = mpsc::channel(64);
+        let (inbox_tx, inbox) = mpsc::channel(256);
+        let stop = CancellationToken::new();
+        let carrier = Arc::new(carrier);
+        let steps = Routes::default();
+        let pool = Pool::default();
+        let bulk = Arc::new(BulkDialer {
+            key: proven.bulk_key,
+            options: options.clone(),
+            out: out.clone(),
+            ports: Mutex::default(),
+            pool: pool.clone(),
+            stop: stop.clone(),
+        });
+        tokio::spawn(write(control.sender().clone(), outgoing, stop.clone()));
+        let reader = Reader {
+            inbox: inbox_tx,
+            steps: steps.clone(),
+            bulk: bulk.clone(),
+            out: out.clone(),
+            carrier: carrier.clone(),
+            heard: Instant::now(),
+        };
+        let reader_stop = stop.clone();
+        tokio::spawn(async move { reader_stop.run_until_cancelled(reader.run(control, progress)).await });
+        Conversation { out, inbox, pool, steps, bulk, carrier, _stop: stop.clone().drop_guard(), stop }
+    }
+
+    /// Sends one message.
+    pub(super) async fn tell(&self, message: ToWorker) -> Result<(), Failure> {
+        self.out.send(message).await.map_err(|_| lost("the connection to the worker is gone"))
+    }
+
+    /// What comes next; cancel-safe.
+    pub(super) async fn next(&mut self) -> Incoming {
+        self.inbox.recv().await.unwrap_or_else(|| Incoming::Lost(lost("the connection to the worker is gone")))
+    }
+
+    /// The route in use.
+    pub(super) async fn route(&self) -> Option<Route> {
+        self.carrier.connection.route().await
+    }
+
+    /// The bulk connections; opens the first one.
+    pub(super) fn pool(&self) -> Pool {
+        self.bulk.clone().keep_one();
+        self.pool.clone()
+    }
+
+    /// The way that one transfer's steps take.
+    pub(super) fn steps_of(&self, transfer: TransferId) -> StepPort {
+        let (tx, mut outgoing) = mpsc::channel::<Step>(64);
+        let (in_tx, rx) = mpsc::channel(64);
+        self.steps.lock().expect("no panic happens under this lock").insert(transfer, in_tx);
+        let (out, stop) = (self.out.clone(), self.stop.clone());
+        tokio::spawn(async move {
+            stop.run_until_cancelled(async {
+                while let Some(step) = outgoing.recv().await {
+                    if out.send(step.into()).await.is_err() {
+                        return;
+                    }
+                }
+            })
+            .await;
+        });
+        StepPort { tx, rx }
+    }
+
+    /// Ends politely: everything sent before has arrived when the worker answers.
+    pub(super) async fn goodbye(mut self, reason: &str) {
+        let farewell = async {
+            self.tell(ToWorker::Bye(Bye { reason: reason.to_owned() })).await?;
+            loop {
+                match self.next().await {
+                    Incoming::Message(ToClient::Bye(_)) => return Ok(()),
+                    Incoming::Lost(failure) => return Err(failure),
+                    _ => {}
+                }
+            }
+        };
+        if !matches!(timeout(GOODBYE, farewell).await, Ok(Ok(()))) {
+            tracing::debug!("the worker did not answer the goodbye");
+        }
+        self.carrier.connection.close().await;
+    }
+}
+
+async fn write(channel: ChannelSender, mut outgoing: mpsc::Receiver<ToWorker>, stop: CancellationToken) {
+    stop.run_until_cancelled(async {
+        while let Some(message) = outgoing.recv().await {
+            tracing::trace!(message = message.name(), "to the worker");
+            if channel.send_text(&message.encode()).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+}
+
+struct Reader {
+    inbox: mpsc::Sender<Incoming>,
+    steps: Routes<TransferId, Step>,
+    bulk: Arc<BulkDialer>,
+    out: mpsc::Sender<ToWorker>,
+    carrier: Arc<Carrier>,
+    heard: Instant,
+}
+
+impl Reader {
+    async fn run(mut self, control: Channel, progress: Channel) {
+        let failure = self.run_inner(control, progress).await;
+        tracing::info!(%failure, "the link is gone");
+        self.steps.lock().expect("no panic happens under this lock").clear();
+        let _ = self.inbox.send(Incoming::Lost(failure)).await;
+    }
+
+    async fn run_inner(&mut self, mut control: Channel, mut progress: Channel) -> Failure {
+        let mut beat = interval(HEARTBEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let carrier = self.carrier.clone();
+        let mut n = 0;
+        loop {
+            let received = tokio::select! {
+                () = carrier.lost() => return lost("the connection to the worker failed"),
+                _ = beat.tick() => {
+                    if self.heard.elapsed() > SILENCE {
+                        return lost("nothing was heard from the worker for a while");
+                    }
+                    n += 1;
+                    // A full queue means that messages wait already: they are signs of life, too.
+                    let _ = self.out.try_send(ToWorker::Ping(Ping { n }));
+                    continue;
+                }
+                message = control.recv() => message,
+                message = progress.recv() => message,
+            };
+            let Some(message) = received else { return lost("the worker closed the connection") };
+            self.heard = Instant::now();
+            if let Err(failure) = self.handle(&message).await {
+                return failure;
+            }
+        }
+    }
+
+    async fn handle(&mut self, message: &[u8]) -> Result<(), Failure> {
+        let text = std::str::from_utf8(message).map_err(|_| Failure::new(Code::InvalidRequest, "the worker sent something that is no text"))?;
+        let message = match ToClient::decode(text)?.into_journal() {
+            Ok(progress) => return self.deliver(Incoming::Journal(progress)).await,
+            Err(message) => message,
+        };
+        let message = match message.into_step() {
+            Ok(step @ Step::Meta(_)) => return self.deliver(Incoming::Message(step.into())).await,
+            Ok(step) => {
+                let route = self.steps.lock().expect("no panic happens under this lock").get(&step.transfer()).cloned();
+                if let Some(route) = route {
+                    let _ = route.send(step).await;
+                }
+                return Ok(());
+            }
+            Err(message) => message,
+        };
+        match message {
+            ToClient::Ping(ping) => {
+                let _ = self.out.try_send(ToWorker::Pong(ping));
+                Ok(())
+            }
+            ToClient::Pong(_) => Ok(()),
+            ToClient::BulkAnswer(BulkSdp { connection, sdp }) => self.bulk.hand_over(connection, Description::Answer(sdp)),
+            ToClient::BulkCandidate(BulkCandidate { connection, candidate }) => {
+                self.bulk.hand_over(connection, Description::Candidate(candidate))
+            }
+            message => self.deliver(Incoming::Message(message)).await,
+        }
+    }
+
+    async fn deliver(&self, incoming: Incoming) -> Result<(), Failure> {
+        self.inbox.send(incoming).await.map_err(|_| lost("the conversation has ended"))
+    }
+}
+
+/// Opens bulk connections, described over the control connection.
+struct BulkDialer {
+    key: Secret<[u8; 32]>,
+    options: PeerOptions,
+    out: mpsc::Sender<ToWorker>,
+    ports: Mutex<HashMap<u32, mpsc::Sender<Description>>>,
+    pool: Pool,
+    stop: CancellationToken,
+}
+
+impl BulkDialer {
+    fn hand_over(&self, connection: u32, description: Description) -> Result<(), Failure> {
+        let port = self.ports.lock().expect("no panic happens under this lock").get(&connection).cloned();
+        if let Some(port) = port {
+            let _ = port.try_send(description);
+        }
+        Ok(())
+    }
+
+    /// Keeps one bulk connection open until the conversation ends; asked again, it does nothing.
+    fn keep_one(self: Arc<Self>) {
+        {
+            let mut ports = self.ports.lock().expect("no panic happens under this lock");
+            if !ports.is_empty() {
+                return;
+            }
+            // Holds the place until the first connection has its own.
+            ports.insert(0, mpsc::channel(1).0);
+        }
+        let stop = self.stop.clone();
+        tokio::spawn(async move { stop.run_until_cancelled(self.serve()).await });
+    }
+
+    async fn serve(&self) {
+        for number in 1u32.. {
+            match self.open(number).await {
+                Ok(()) => tracing::info!(number, "a bulk connection was lost; the next one is opened"),
+                Err(failure) => {
+                    tracing::info!(number, %failure, "a bulk connection could not be opened");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    /// Opens one connection and waits until it is lost.
+    async fn open(&self, number: u32) -> Result<(), Failure> {
+        let (ours, mut theirs) = ports();
+        self.ports.lock().expect("no panic happens under this lock").insert(number, theirs.tx.clone());
+        let out = self.out.clone();
+        let forward = async {
+            while let Some(description) = theirs.rx.recv().await {
+                let message = match description {
+                    Description::Offer(sdp) => ToWorker::BulkOffer(BulkSdp { connection: number, sdp }),
+                    Description::Candidate(candidate) => ToWorker::BulkCandidate(BulkCandidate { connection: number, candidate }),
+                    Description::Answer(_) | Description::Refused(_) => continue,
+                };
+                if out.send(message).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let dialed = dial_bulk(number, &self.key, &self.options, ours);
+        let mut forward = std::pin::pin!(forward);
+        let bulk = tokio::select! {
+            bulk = dialed => bulk?,
+            () = &mut forward => return Err(lost("the control connection is gone")),
+        };
+        self.pool.add(bulk);
+        // The connection's end of the port closes with the connection.
+        forward.await;
+        self.ports.lock().expect("no panic happens under this lock").remove(&number);
+        Ok(())
+    }
+}
+
+fn lost(why: &str) -> Failure {
+    Failure::new(Code::NoConnection, why)
+}

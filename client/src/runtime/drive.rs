@@ -1,0 +1,630 @@
+//! What a command wants, driven over as many links as it takes.
+//!
+//! ```text
+//!   link ─► HELLO ─► SUBMIT or choose a job ─► WATCH from the next seq ─► … upload, commands, download … ─► end
+//!     ▲                                                                                │ link lost
+//!     └────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Everything that a new link repeats is safe to repeat: a job's id is its content, a command has an id of its own, the journal is
+//! asked for from the next seq, and a transfer sends only what is missing.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use shared::{
+    domain::{
+        error::{Code, Failure},
+        id::{CommandId, JobId, SessionId},
+        invite::Grant,
+        job::{Command, CommandState, JobEvent, JobSpec, JobState, JobStatus, Outcome},
+        manifest::ManifestSummary,
+        message::{
+            Accepted, Control, ControlState, FileMeta, Hello, JobList, JobRef, PROTOCOL, Progress as JournalProgress, Req, Request, Submit,
+            ToClient, ToWorker, Watch, Welcome, WorkerInfo,
+        },
+        transfer::{Places, Progress},
+    },
+    runtime::{
+        files::Source,
+        transfer::{Outgoing, send},
+    },
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+use super::{
+    connect::Connector,
+    conversation::{Conversation, Incoming},
+    download::{self, Saved},
+};
+use crate::domain::{event::Event, job_choice};
+
+/// How long the worker may take to answer a request.
+const ANSWER: Duration = Duration::from_secs(30);
+/// Between two reports of a transfer's progress.
+const REPORT: Duration = Duration::from_millis(100);
+
+/// A package, read and hashed, on its way to become a job.
+pub(super) struct Submission {
+    /// Where its bytes come from.
+    pub(super) source: Arc<Source>,
+    /// Its manifest's bytes.
+    pub(super) encoded: Bytes,
+    /// What it is.
+    pub(super) summary: ManifestSummary,
+    /// Its chunks.
+    pub(super) places: Arc<Places>,
+    /// What to do with it.
+    pub(super) spec: JobSpec,
+    /// Whether a job that ended already is to be run anew.
+    pub(super) again: bool,
+}
+
+/// Where results go.
+#[derive(Clone)]
+pub(super) struct FetchTo {
+    /// The folder.
+    pub(super) output: PathBuf,
+    /// Whether files that are there and differ may be replaced.
+    pub(super) overwrite: bool,
+}
+
+/// When a command has what it wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// The job has ended, and its results are here if they were asked for.
+    Ended,
+    /// The package is whole at the worker.
+    Uploaded,
+    /// The results are here, even of a job that goes on.
+    Fetched,
+    /// The command has been applied or refused.
+    Applied,
+    /// The jobs have been listed.
+    Listed,
+}
+
+/// What a user can ask while a command runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UserCommand {
+    /// Stop the job early, keeping its models.
+    Stop,
+    /// End the job now.
+    Cancel,
+    /// Leave; the job goes on.
+    Detach,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The job is over.
+    Finished {
+        /// Which job.
+        job: JobId,
+        /// How.
+        outcome: Outcome,
+        /// One sentence.
+        message: String,
+    },
+    /// The user left; the job goes on.
+    Detached {
+        /// Which job, if it was known already.
+        job: Option<JobId>,
+    },
+    /// Everything asked for is done.
+    Done,
+}
+
+/// One command of the user, over any number of links.
+pub(super) struct Drive {
+    /// Makes links.
+    pub(super) connector: Connector,
+    /// Who is told.
+    pub(super) events: mpsc::Sender<Event>,
+    /// What the user asks.
+    pub(super) commands: mpsc::Receiver<UserCommand>,
+    /// The session.
+    pub(super) session: SessionId,
+    /// The job to submit, or …
+    pub(super) submission: Option<Submission>,
+    /// … which job of the worker is meant.
+    pub(super) wanted: Option<String>,
+    /// When to end.
+    pub(super) until: Until,
+    /// Where results go, if they are wanted.
+    pub(super) fetch: Option<FetchTo>,
+    /// Commands for the job that have not been answered yet.
+    pub(super) pending: Vec<(CommandId, Command)>,
+    /// The last journal entry that was told.
+    pub(super) last_seq: u64,
+    /// What is known of the job.
+    pub(super) known: Known,
+    /// When the command began.
+    pub(super) began: Instant,
+}
+
+/// What a drive has learnt; it survives links.
+#[derive(Default)]
+pub(super) struct Known {
+    job: Option<JobId>,
+    /// How the job ended, once its last journal entry has been told.
+    ended: Option<(Outcome, String)>,
+    status: Option<JobStatus>,
+    uploaded: bool,
+    saved: bool,
+}
+
+/// The transfers of one link.
+struct Transfers {
+    tasks: JoinSet<Result<Moved, Failure>>,
+    upload: watch::Receiver<Progress>,
+    download: watch::Receiver<Progress>,
+    uploading: Option<Instant>,
+    downloading: Option<Instant>,
+    /// Whether this link has asked for the results.
+    asked: bool,
+    planned: bool,
+    reported: Instant,
+}
+
+enum Moved {
+    Up,
+    Down(Saved),
+}
+
+impl Drive {
+    /// Runs to the end.
+    pub(super) async fn run(mut self) -> Result<End, Failure> {
+        loop {
+            let linking = self.connector.link(&self.events);
+            let link = tokio::select! {
+                link = linking => link?,
+                Some(command) = self.commands.recv() => match command {
+                    UserCommand::Detach => return self.detach().await,
+                    other => {
+                        self.queue(other)?;
+                        continue;
+                    }
+                },
+            };
+            let mut talk = Conversation::start(link, self.connector.options());
+            let mut transfers = Transfers::new();
+            let result = self.converse(&mut talk, &mut transfers).await;
+            match result {
+                Err(failure) if failure.code == Code::NoConnection => {
+                    drop(talk);
+                    transfers.end().await;
+                    self.tell(Event::Disconnected { reason: failure.message, retry_in_ms: 0 }).await;
+                }
+                result => {
+                    let reason = if result.is_ok() { "done" } else { "failed" };
+                    talk.goodbye(reason).await;
+                    transfers.end().await;
+                    return result;
+                }
+            }
+        }
+    }
+
+    async fn converse(&mut self, talk: &mut Conversation, transfers: &mut Transfers) -> Result<End, Failure> {
+        let worker = self.hello(talk).await?;
+        match self.begin(talk, worker).await? {
+            Some(end) => return Ok(end),
+            None => self.follow(talk, transfers).await?,
+        }
+        loop {
+            if let Some(end) = self.end_reached().await {
+                return Ok(end);
+            }
+            tokio::select! {
+                incoming = talk.next() => self.handle(incoming, talk, transfers).await?,
+                Some(moved) = transfers.tasks.join_next() => self.moved(moved, transfers, talk).await?,
+                Ok(()) = transfers.upload.changed(), if transfers.uploading.is_some() => self.report_upload(transfers).await,
+                Ok(()) = transfers.download.changed(), if transfers.downloading.is_some() => self.report_download(transfers).await,
+                Some(command) = self.commands.recv() => match command {
+                    UserCommand::Detach => return self.detach().await,
+                    other => {
+                        self.queue(other)?;
+                        self.send_pending(talk).await?;
+                    }
+                },
+            }
+        }
+    }
+
+    async fn hello(&mut self, talk: &mut Conversation) -> Result<WorkerInfo, Failure> {
+        let hello = Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned(), session: self.session.clone() };
+        talk.tell(ToWorker::Hello(hello)).await?;
+        let Welcome { protocol, grant, worker, resumed } = answer(talk, |message| match message {
+            ToClient::Welcome(welcome) => Ok(Ok(welcome)),
+            ToClient::Refused(refused) => Ok(Err(refused.failure)),
+            other => Err(other),
+        })
+        .await?;
+        if protocol != PROTOCOL {
+            return Err(Failure::new(
+                Code::VersionMismatch,
+                format!("this client speaks protocol {PROTOCOL}, the worker (version {}) {protocol}; install the same version on both", worker.version),
+            ));
+        }
+        let needs_submit = self.submission.is_some() || self.until == Until::Applied || self.fetch.is_some();
+        if needs_submit && grant == Grant::Watch {
+            return Err(Failure::new(Code::Forbidden, "this invite only lets you watch; ask for the worker's submit invite"));
+        }
+        let route = talk.route().await;
+        let elapsed_ms = self.began.elapsed().as_millis() as u64;
+        self.tell(Event::Connected { worker: worker.clone(), grant, route, resumed, elapsed_ms }).await;
+        Ok(worker)
+    }
+
+    /// Submits the job, or finds the one that is meant.
+    async fn begin(&mut self, talk: &mut Conversation, worker: WorkerInfo) -> Result<Option<End>, Failure> {
+        if self.submission.is_some() {
+            return self.submit(talk, worker).await.map(|()| None);
+        }
+        if self.known.job.is_some() && self.until != Until::Listed {
+            return Ok(None);
+        }
+        let JobList { jobs, worker, .. } = list(talk).await?;
+        if self.until == Until::Listed {
+            self.tell(Event::Jobs { worker, jobs }).await;
+            return Ok(Some(End::Done));
+        }
+        let status = job_choice::choose(&jobs, self.wanted.as_deref())?.clone();
+        self.known.job = Some(status.job.clone());
+        self.note(status).await;
+        Ok(None)
+    }
+
+    async fn submit(&mut self, talk: &mut Conversation, worker: WorkerInfo) -> Result<(), Failure> {
+        if self.submission.as_ref().is_some_and(|submission| submission.again) {
+            let known = list(talk).await?.jobs;
+            if let Some(submission) = &mut self.submission {
+                while known.iter().any(|status| status.job == submission.spec.job_id(&submission.summary.id)) {
+                    submission.spec.attempt += 1;
+                }
+                submission.again = false;
+            }
+        }
+        let submission = self.submission.as_ref().expect("asked above");
+        let (spec, manifest) = (submission.spec.clone(), submission.summary);
+        talk.tell(ToWorker::Submit(Submit { req: SUBMIT, spec, manifest, plan: false })).await?;
+        let Accepted { status, known, .. } = answer(talk, |message| match message {
+            ToClient::Accepted(accepted) => Ok(Ok(accepted)),
+            ToClient::Refused(refused) if refused.req == SUBMIT => Ok(Err(refused.failure)),
+            other => Err(other),
+        })
+        .await?;
+        if status.state != JobState::Uploading {
+            self.known.uploaded = true;
+        }
+        if self.known.job.is_none() {
+            let already_there = if self.known.uploaded { manifest.bytes } else { 0 };
+            if self.known.uploaded {
+                self.tell(Event::Plan {
+                    job: status.job.clone(),
+                    known,
+                    files: manifest.files,
+                    bytes: manifest.bytes,
+                    already_there,
+                    to_send: 0,
+                    disk_free: worker.disk_free,
+                })
+                .await;
+            }
+        }
+        self.known.job = Some(status.job.clone());
+        self.note(status).await;
+        Ok(())
+    }
+
+    /// Takes up what this command wants of its job on a fresh link.
+    async fn follow(&mut self, talk: &mut Conversation, transfers: &mut Transfers) -> Result<(), Failure> {
+        let job = self.job()?;
+        if matches!(self.until, Until::Ended | Until::Uploaded) {
+            talk.tell(ToWorker::Watch(Watch { req: WATCH, job: job.clone(), from: self.last_seq + 1 })).await?;
+        }
+        if let Some(submission) = &self.submission
+            && !self.known.uploaded
+        {
+            transfers.start_upload(submission, job, talk)?;
+        }
+        self.send_pending(talk).await?;
+        self.ask_for_results(talk, transfers).await
+    }
+
+    async fn handle(&mut self, incoming: Incoming, talk: &mut Conversation, transfers: &mut Transfers) -> Result<(), Failure> {
+        match incoming {
+            Incoming::Lost(failure) => return Err(Failure::new(Code::NoConnection, failure.message)),
+            Incoming::Journal(JournalProgress { job, entry }) => {
+                if Some(&job) != self.known.job.as_ref() || entry.seq <= self.last_seq {
+                    return Ok(());
+                }
+                if entry.seq != self.last_seq + 1 {
+                    return Err(Failure::new(Code::NoConnection, "journal entries are missing; asking again"));
+                }
+                self.last_seq = entry.seq;
+                if let JobEvent::JobEnded { outcome, message } = &entry.event {
+                    self.known.ended = Some((*outcome, message.clone()));
+                }
+                self.tell(Event::Journal { job, entry }).await;
+            }
+            Incoming::Message(ToClient::JobState(status)) => {
+                self.note(status).await;
+                self.ask_for_results(talk, transfers).await?;
+            }
+            Incoming::Message(ToClient::CaughtUp(caught_up)) => {
+                self.tell(Event::CaughtUp { job: caught_up.job, seq: caught_up.seq }).await;
+            }
+            Incoming::Message(ToClient::ControlState(state)) => self.advanced(state).await?,
+            Incoming::Message(ToClient::FileMeta(meta)) => self.start_download(meta, talk, transfers)?,
+            Incoming::Message(ToClient::Refused(refused)) => return Err(refused.failure),
+            Incoming::Message(ToClient::Bye(_)) => return Err(Failure::new(Code::NoConnection, "the worker is going away")),
+            Incoming::Message(_) => {}
+        }
+        Ok(())
+    }
+
+    async fn note(&mut self, status: JobStatus) {
+        if Some(&status.job) != self.known.job.as_ref() || self.known.status.as_ref() == Some(&status) {
+            return;
+        }
+        // Journal entries tell how far a running job is; a state is told when it is another one.
+        let told = self.known.status.as_ref().is_some_and(|known| known.state == status.state && known.results == status.results);
+        if !told {
+            self.tell(Event::JobState(status.clone())).await;
+        }
+        self.known.status = Some(status);
+    }
+
+    async fn advanced(&mut self, state: ControlState) -> Result<(), Failure> {
+        let Some(&(_, command)) = self.pending.iter().find(|(id, _)| *id == state.id) else { return Ok(()) };
+        let ControlState { job, id, state, message } = state;
+        self.tell(Event::Command { job, id: id.clone(), command, state, message: message.clone() }).await;
+        if state == CommandState::Refused && self.until == Until::Applied {
+            return Err(Failure::new(Code::WrongState, message));
+        }
+        if state >= CommandState::Applied {
+            self.pending.retain(|(pending, _)| *pending != id);
+        }
+        Ok(())
+    }
+
+    async fn ask_for_results(&mut self, talk: &Conversation, transfers: &mut Transfers) -> Result<(), Failure> {
+        let there = self.known.status.as_ref().is_some_and(|status| status.results.is_some());
+        let over = self.known.status.as_ref().is_some_and(|status| matches!(status.state, JobState::Ended { .. }));
+        if self.fetch.is_none() || self.known.saved || transfers.asked {
+            return Ok(());
+        }
+        if !there && self.until == Until::Fetched {
+            return Err(Failure::new(Code::WrongState, "this job has no results that can be fetched yet; follow it with 'webrtc-client watch'"));
+        }
+        if there && (over || self.until == Until::Fetched) {
+            transfers.asked = true;
+            let _ = talk.pool();
+            talk.tell(ToWorker::Fetch(JobRef { req: FETCH, job: self.job()? })).await?;
+        }
+        Ok(())
+    }
+
+    fn start_download(&mut self, meta: FileMeta, talk: &Conversation, transfers: &mut Transfers) -> Result<(), Failure> {
+        let Some(fetch) = self.fetch.clone().filter(|_| transfers.asked && transfers.downloading.is_none()) else {
+            return Err(Failure::new(Code::InvalidRequest, "the worker sent results that were not asked for"));
+        };
+        transfers.downloading = Some(Instant::now());
+        let (progress_tx, progress) = watch::channel(Progress::default());
+        transfers.download = progress;
+        let (pool, steps) = (talk.pool(), talk.steps_of(meta.transfer));
+        transfers.tasks.spawn(async move { download::receive_results(meta, fetch, pool, steps, progress_tx).await.map(Moved::Down) });
+        Ok(())
+    }
+
+    async fn moved(
+        &mut self,
+        moved: Result<Result<Moved, Failure>, tokio::task::JoinError>,
+        transfers: &mut Transfers,
+        talk: &Conversation,
+    ) -> Result<(), Failure> {
+        let moved = moved.map_err(|error| Failure::new(Code::Internal, format!("a transfer ended unexpectedly: {error}")))??;
+        match moved {
+            Moved::Up => {
+                self.known.uploaded = true;
+                self.report_upload_now(transfers).await;
+                let began = transfers.uploading.take().unwrap_or_else(Instant::now);
+                let bytes = transfers.upload.borrow().needed_bytes;
+                self.tell(Event::Uploaded { bytes, elapsed_ms: began.elapsed().as_millis() as u64 }).await;
+            }
+            Moved::Down(saved) => {
+                self.known.saved = true;
+                let began = transfers.downloading.take().unwrap_or_else(Instant::now);
+                let elapsed_ms = began.elapsed().as_millis() as u64;
+                self.tell(Event::Downloaded { path: saved.path, files: saved.files, bytes: saved.bytes, elapsed_ms }).await;
+                talk.tell(ToWorker::Fetched(JobRef { req: FETCH, job: self.job()? })).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn report_upload(&mut self, transfers: &mut Transfers) {
+        if !transfers.planned || transfers.reported.elapsed() >= REPORT {
+            self.report_upload_now(transfers).await;
+        }
+    }
+
+    async fn report_upload_now(&mut self, transfers: &mut Transfers) {
+        transfers.reported = Instant::now();
+        let progress = *transfers.upload.borrow();
+        if !transfers.planned {
+            transfers.planned = true;
+            if let (Some(job), Some(submission)) = (&self.known.job, &self.submission) {
+                let plan = Event::Plan {
+                    job: job.clone(),
+                    known: false,
+                    files: submission.summary.files,
+                    bytes: progress.total_bytes,
+                    already_there: progress.total_bytes - progress.needed_bytes,
+                    to_send: progress.needed_bytes,
+                    disk_free: 0,
+                };
+                self.tell(plan).await;
+            }
+        }
+        self.tell(Event::Uploading { done: progress.acked_bytes, total: progress.needed_bytes }).await;
+    }
+
+    async fn report_download(&mut self, transfers: &mut Transfers) {
+        if transfers.reported.elapsed() >= REPORT {
+            transfers.reported = Instant::now();
+            let progress = *transfers.download.borrow();
+            self.tell(Event::Downloading { done: progress.acked_bytes, total: progress.needed_bytes }).await;
+        }
+    }
+
+    fn queue(&mut self, command: UserCommand) -> Result<(), Failure> {
+        let command = match command {
+            UserCommand::Stop => Command::Stop,
+            UserCommand::Cancel => Command::Cancel,
+            UserCommand::Detach => return Ok(()),
+        };
+        self.pending.push((command_id()?, command));
+        Ok(())
+    }
+
+    async fn send_pending(&self, talk: &Conversation) -> Result<(), Failure> {
+        let job = self.job()?;
+        for (id, command) in &self.pending {
+            talk.tell(ToWorker::Control(Control { job: job.clone(), id: id.clone(), command: *command })).await?;
+        }
+        Ok(())
+    }
+
+    async fn detach(&mut self) -> Result<End, Failure> {
+        if let Some(job) = self.known.job.clone() {
+            self.tell(Event::Detached { job }).await;
+        }
+        Ok(End::Detached { job: self.known.job.clone() })
+    }
+
+    async fn end_reached(&mut self) -> Option<End> {
+        let job = self.known.job.clone()?;
+        match self.until {
+            Until::Listed => None,
+            Until::Applied => self.pending.is_empty().then_some(End::Done),
+            Until::Fetched => self.known.saved.then_some(End::Done),
+            Until::Uploaded => {
+                if !self.known.uploaded {
+                    return None;
+                }
+                self.detach().await.ok()
+            }
+            Until::Ended => {
+                let (outcome, message) = self.known.ended.clone()?;
+                let status = self.known.status.as_ref().filter(|status| matches!(status.state, JobState::Ended { .. }))?;
+                if self.fetch.is_some() && status.results.is_some() && !self.known.saved {
+                    return None;
+                }
+                let elapsed_ms = self.began.elapsed().as_millis() as u64;
+                self.tell(Event::Finished { job: job.clone(), outcome, message: message.clone(), elapsed_ms }).await;
+                Some(End::Finished { job, outcome, message })
+            }
+        }
+    }
+
+    fn job(&self) -> Result<JobId, Failure> {
+        self.known.job.clone().ok_or_else(|| Failure::new(Code::Internal, "no job was chosen"))
+    }
+
+    async fn tell(&self, event: Event) {
+        // Whoever shows events may be gone (a closed pipe): the work goes on.
+        let _ = self.events.send(event).await;
+    }
+}
+
+impl Transfers {
+    fn new() -> Self {
+        let (_, upload) = watch::channel(Progress::default());
+        let (_, download) = watch::channel(Progress::default());
+        Transfers {
+            tasks: JoinSet::new(),
+            upload,
+            download,
+            uploading: None,
+            downloading: None,
+            asked: false,
+            planned: false,
+            reported: Instant::now(),
+        }
+    }
+
+    fn start_upload(&mut self, submission: &Submission, job: JobId, talk: &Conversation) -> Result<(), Failure> {
+        let reader = submission.source.reader(submission.places.manifest().clone())?;
+        let outgoing = Outgoing {
+            transfer: UPLOAD,
+            job,
+            summary: submission.summary,
+            encoded: submission.encoded.clone(),
+            places: submission.places.clone(),
+            reader: Box::new(reader),
+        };
+        let (progress_tx, progress) = watch::channel(Progress::default());
+        self.upload = progress;
+        self.uploading = Some(Instant::now());
+        let (pool, steps) = (talk.pool(), talk.steps_of(UPLOAD));
+        self.tasks.spawn(async move { send(outgoing, &pool, steps, &progress_tx).await.map(|()| Moved::Up) });
+        Ok(())
+    }
+
+    /// Waits for what is still under way: it ends by itself once its link is gone, and keeps what it has.
+    async fn end(mut self) {
+        let ending = async { while self.tasks.join_next().await.is_some() {} };
+        if timeout(Duration::from_secs(5), ending).await.is_err() {
+            tracing::warn!("a transfer did not end with its link");
+        }
+    }
+}
+
+const LIST: Req = 1;
+const SUBMIT: Req = 2;
+const WATCH: Req = 3;
+const FETCH: Req = 4;
+const UPLOAD: u32 = 1;
+
+/// A fresh command id.
+pub(super) fn command_id() -> Result<CommandId, Failure> {
+    shared::domain::id::hex(&shared::runtime::seal::random::<16>()?).parse()
+}
+
+async fn list(talk: &mut Conversation) -> Result<JobList, Failure> {
+    talk.tell(ToWorker::Jobs(Request { req: LIST })).await?;
+    answer(talk, |message| match message {
+        ToClient::JobList(list) => Ok(Ok(list)),
+        ToClient::Refused(refused) if refused.req == LIST => Ok(Err(refused.failure)),
+        other => Err(other),
+    })
+    .await
+}
+
+/// Waits for one answer; what else comes before it is of no use yet.
+async fn answer<T>(
+    talk: &mut Conversation,
+    mut take: impl FnMut(ToClient) -> Result<Result<T, Failure>, ToClient>,
+) -> Result<T, Failure> {
+    let waiting = async {
+        loop {
+            match talk.next().await {
+                Incoming::Message(message) => match take(message) {
+                    Ok(answer) => return answer,
+                    Err(other) => tracing::debug!(message = other.name(), "not the answer that is waited for"),
+                },
+                Incoming::Journal(_) => {}
+                Incoming::Lost(failure) => return Err(failure),
+            }
+        }
+    };
+    timeout(ANSWER, waiting).await.unwrap_or_else(|_| Err(Failure::new(Code::NoConnection, "the worker does not answer")))
+}

@@ -1,0 +1,299 @@
+//! `webrtc-worker`: flags, environment and file become one configuration; what the agent says becomes lines.
+
+use std::{
+    io::Write,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand};
+use serde::Deserialize;
+use shared::{
+    domain::{
+        error::{Code, Failure},
+        signal::IceServer,
+    },
+    runtime::{config, shutdown::Shutdown, telemetry},
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    domain::trainer::TrainerSettings,
+    runtime::{
+        agent::{self, AgentConfig, AgentEvent},
+        room::write_private,
+        runner,
+    },
+};
+
+/// How long connected clients and supervisors get to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+const LONG_ABOUT: &str = "\
+Opens a time-limited room on a signaling server, prints an invite, and runs the training jobs that invited clients submit.
+Data travels directly between client and worker, encrypted end to end; the server never sees it.
+
+Whoever holds the submit invite can run code here, within what the trainer may do: pass it on as you would a password.";
+
+const AFTER_HELP: &str = "\
+Examples:
+  webrtc-worker --server http://signaling.lab.example:8001
+  webrtc-worker --server http://127.0.0.1:8001 --data-dir /data/worker --invite-file invite.txt
+
+A worker that is stopped or killed and started again with the same --data-dir is in the same room, and its invites stay valid;
+trainings go on meanwhile.
+
+Exit codes: 0 ended on request · 1 internal error · 2 wrong usage or configuration · 3 unusable file · 4 no connection ·
+5 refused by the server · 8 no disk space";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "webrtc-worker", version, about = "Runs training jobs for invited clients", long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Hidden>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Hidden {
+    /// Runs one job; started by the worker itself.
+    #[command(hide = true)]
+    RunJob {
+        /// The job's directory.
+        job: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Base URL of the signaling server, such as http://HOST:8001
+    #[arg(long, env = "WEBRTC_SERVER", value_name = "URL")]
+    server: Option<String>,
+    /// Where packages, jobs, results and the worker's identity are kept [default: ~/.local/share/webrtc-connect/worker]
+    #[arg(long, env = "WEBRTC_WORKER_DATA", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// What people call this worker [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Writes the submit invite to this file (mode 0600), too
+    #[arg(long, value_name = "FILE")]
+    invite_file: Option<PathBuf>,
+    /// Seconds that the room lives unless it is renewed; the worker renews it as long as it runs
+    #[arg(long, value_name = "SECONDS")]
+    room_ttl: Option<u64>,
+    /// Jobs to run at the same time [default: 1]
+    #[arg(long, value_name = "N")]
+    parallel: Option<usize>,
+    /// Bytes that packages may take on disk [default: what is free]
+    #[arg(long, value_name = "BYTES")]
+    quota: Option<u64>,
+    /// STUN and TURN servers as JSON, in the browser's form: one object or a list
+    #[arg(long, env = "ICE_SERVERS", value_name = "JSON", value_parser = parse_ice_servers)]
+    ice_servers: Option<IceServers>,
+    /// Uses relayed connections only
+    #[arg(long)]
+    relay_only: bool,
+    /// Address to bind UDP sockets to, such as 192.0.2.7:0; may be given several times [default: every interface]
+    #[arg(long, value_name = "ADDR")]
+    bind: Vec<SocketAddr>,
+    /// Configuration file [default: ./webrtc-connect.toml, then the user's]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Named environment of the configuration file
+    #[arg(long, env = "WEBRTC_ENVIRONMENT", value_name = "NAME")]
+    environment: Option<String>,
+    /// One JSON object a line on stdout
+    #[arg(long)]
+    json: bool,
+    /// More log lines on stderr; twice for everything
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(transparent)]
+struct IceServers(Vec<IceServer>);
+
+/// `ICE_SERVERS`: one object or a list, in the browser's form.
+fn parse_ice_servers(text: &str) -> Result<IceServers, String> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(IceServer),
+        Many(Vec<IceServer>),
+    }
+    match serde_json::from_str(text) {
+        Ok(OneOrMany::One(server)) => Ok(IceServers(vec![server])),
+        Ok(OneOrMany::Many(servers)) => Ok(IceServers(servers)),
+        Err(_) => {
+            Err(r#"it must be JSON such as [{"urls": "stun:HOST:3478"}] or {"urls": "turn:HOST:3478", "username": "…", "credential": "…"}"#
+                .to_owned())
+        }
+    }
+}
+
+/// The `[worker]` section of the configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Section {
+    server: Option<String>,
+    data_dir: Option<PathBuf>,
+    name: Option<String>,
+    room_ttl: Option<u64>,
+    parallel: Option<usize>,
+    quota: Option<u64>,
+    ice_servers: Option<Vec<IceServer>>,
+    relay_only: Option<bool>,
+    bind: Vec<SocketAddr>,
+    sleap_nn: Option<Vec<String>>,
+    sleap_train: Option<Vec<String>>,
+    trainer_env: Vec<String>,
+    allow_checkpoints: bool,
+    grace_secs: Option<u32>,
+    trainers: std::collections::BTreeMap<String, crate::domain::trainer::CustomTrainer>,
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Some(Hidden::RunJob { job }) = cli.command {
+        return run_job(&job);
+    }
+    match run(cli.run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.code.exit_code())
+        }
+    }
+}
+
+fn run_job(job: &Path) -> ExitCode {
+    if let Err(failure) = telemetry::init("webrtc-worker run-job", 0, Some(true)) {
+        eprintln!("error: {failure}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(runner::run(job)),
+        Err(error) => {
+            eprintln!("error: the runner cannot start: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: RunArgs) -> Result<(), Failure> {
+    telemetry::init("webrtc-worker", args.verbose, None)?;
+    let (json, invite_file) = (args.json, args.invite_file.clone());
+    let config = configure(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new(Code::Internal, format!("the worker cannot start: {error}")))?;
+    runtime.block_on(async {
+        let shutdown = Shutdown::new();
+        shutdown.listen_for_signals()?;
+        let (events, shown) = mpsc::channel(16);
+        let showing = tokio::spawn(show(shown, json, invite_file));
+        let result = agent::run(config, events, shutdown.clone()).await;
+        shutdown.drain(GOODBYE).await;
+        let _ = showing.await;
+        result
+    })
+}
+
+fn configure(args: RunArgs) -> Result<AgentConfig, Failure> {
+    let section: Section = config::load("worker", args.config.as_deref(), args.environment.as_deref())?;
+    let defaults = TrainerSettings::default();
+    let server = args.server.or(section.server).ok_or_else(|| {
+        Failure::new(
+            Code::InvalidRequest,
+            "no signaling server is named: use --server http://HOST:8001 (or WEBRTC_SERVER, or the configuration file)",
+        )
+    })?;
+    let exe = std::env::current_exe().map_err(|error| Failure::new(Code::Internal, format!("this program cannot find itself: {error}")))?;
+    let data_dir = match args.data_dir.or(section.data_dir) {
+        Some(dir) => dir,
+        None => config::data_dir("worker")?,
+    };
+    Ok(AgentConfig {
+        server,
+        data_dir,
+        name: args.name.or(section.name).unwrap_or_else(host_name),
+        room_ttl: args.room_ttl.or(section.room_ttl),
+        ice_servers: args.ice_servers.map(|servers| servers.0).or(section.ice_servers).unwrap_or_default(),
+        bind: if args.bind.is_empty() { section.bind } else { args.bind },
+        relay_only: args.relay_only || section.relay_only.unwrap_or(false),
+        parallel: args.parallel.or(section.parallel).unwrap_or(1),
+        quota: args.quota.or(section.quota),
+        trainers: TrainerSettings {
+            sleap_nn: section.sleap_nn.unwrap_or(defaults.sleap_nn),
+            sleap_train: section.sleap_train.unwrap_or(defaults.sleap_train),
+            trainer_env: section.trainer_env,
+            allow_checkpoints: section.allow_checkpoints,
+            grace_secs: section.grace_secs.unwrap_or(defaults.grace_secs),
+            trainers: section.trainers,
+        },
+        exe,
+    })
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+async fn show(mut events: mpsc::Receiver<AgentEvent>, json: bool, invite_file: Option<PathBuf>) {
+    while let Some(event) = events.recv().await {
+        match event {
+            AgentEvent::RoomOpened { invite, watch, token, expires_at } => {
+                if let Some(path) = &invite_file
+                    && let Err(error) = write_private(path, format!("{}\n", invite.expose()).as_bytes())
+                {
+                    eprintln!("error: the invite cannot be written to {}: {error}", path.display());
+                }
+                print_room(&invite.expose(), &watch.expose(), invite.room.as_str(), token.expose(), expires_at, json);
+            }
+            AgentEvent::Waiting { failure, retry_in } if json => {
+                let line = serde_json::json!({"type": "waiting", "code": failure.code, "message": failure.message, "retry_in_ms": retry_in.as_millis() as u64});
+                print_line(&line.to_string());
+            }
+            AgentEvent::Waiting { failure, retry_in } => eprintln!("{failure}; trying again in {:.1} s", retry_in.as_secs_f64()),
+        }
+    }
+}
+
+fn print_room(invite: &str, watch: &str, room: &str, token: &str, expires_at: u64, json: bool) {
+    if json {
+        let line = serde_json::json!({"type": "invite", "invite": invite, "watch": watch, "room_id": room, "token": token, "expires_at": expires_at});
+        return print_line(&line.to_string());
+    }
+    print_line(&format!(
+        "Room {room} is open; token {token}\n\nTo submit jobs here, in a shell of the other machine:\n  export WEBRTC_INVITE='{invite}'\n  webrtc-client train package.zip\n\nOnly to watch:\n  {watch}\n"
+    ));
+}
+
+fn print_line(line: &str) {
+    let mut out = std::io::stdout().lock();
+    // A closed pipe is no reason to end: clients do not come through it.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ice_servers_are_one_object_or_a_list() {
+        assert_eq!(parse_ice_servers(r#"{"urls":"stun:a"}"#).unwrap().0.len(), 1);
+        assert_eq!(parse_ice_servers(r#"[{"urls":"stun:a"},{"urls":["turn:b","turn:c"]}]"#).unwrap().0[1].urls.len(), 2);
+        assert!(parse_ice_servers("stun:a").unwrap_err().contains("must be JSON"));
+    }
+}

@@ -1,0 +1,3 @@
+//! What people touch: the command line, and what the worker prints.
+
+pub mod cli;

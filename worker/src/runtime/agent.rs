@@ -1,0 +1,331 @@
+//! The agent: keeps the worker in its room, answers clients, and hands their links to sessions.
+//!
+//! It holds nothing that must survive it: the room, the identity, the jobs, the packages and the journals are on disk, and
+//! trainers belong to their runners. Killed and started again it goes on where it was.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use shared::{
+    domain::{
+        backoff::Backoff,
+        error::{Code, Failure},
+        id::{PeerId, Secret},
+        invite::{Grant, Invite},
+        message::{Gpu, WorkerInfo},
+        signal::{IceServer, Metadata, Role, SignIn, ToPeer, ToServer},
+    },
+    runtime::{
+        identity::Identity,
+        link::{Answerer, Link},
+        peer::PeerOptions,
+        seal,
+        shutdown::Shutdown,
+        signal::{Api, Registration, SignalEvent, SignalSender, connect},
+        store::Store,
+    },
+};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    gpu,
+    jobs::Jobs,
+    room::Room,
+    session::{Desk, serve},
+};
+use crate::domain::trainer::TrainerSettings;
+
+/// Between two renewals of the room, which lives for two hours unless told otherwise.
+const RENEW: Duration = Duration::from_secs(20 * 60);
+/// Between two looks at what the worker says about itself.
+const REFRESH: Duration = Duration::from_secs(15);
+/// Clients with a link at the same time.
+const MAX_CLIENTS: usize = 16;
+
+/// What an agent needs to know.
+pub struct AgentConfig {
+    /// The signaling server's base URL.
+    pub server: String,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// What people call this worker.
+    pub name: String,
+    /// How long a room lives without renewal; absent: the server's default.
+    pub room_ttl: Option<u64>,
+    /// STUN and TURN servers; empty: the server's.
+    pub ice_servers: Vec<IceServer>,
+    /// Addresses to bind UDP sockets to; empty: all interfaces.
+    pub bind: Vec<SocketAddr>,
+    /// Relayed candidates only.
+    pub relay_only: bool,
+    /// Jobs at the same time.
+    pub parallel: usize,
+    /// Bytes that packages may take on disk.
+    pub quota: Option<u64>,
+    /// Trainers.
+    pub trainers: TrainerSettings,
+    /// This program, to start runners from.
+    pub exe: PathBuf,
+}
+
+/// What an agent tells whoever shows it.
+pub enum AgentEvent {
+    /// The worker is in its room: these are its invites.
+    RoomOpened {
+        /// Lets its holder submit jobs.
+        invite: Box<Invite>,
+        /// Lets its holder watch.
+        watch: Box<Invite>,
+        /// The room's admission token, as the older system printed it.
+        token: Secret<String>,
+        /// Unix seconds.
+        expires_at: u64,
+    },
+    /// The server is away; it is tried again.
+    Waiting {
+        /// Why.
+        failure: Failure,
+        /// Until the next try.
+        retry_in: Duration,
+    },
+}
+
+/// Runs until shutdown.
+///
+/// # Errors
+/// What makes going on pointless: an unusable folder or configuration, or a server that refuses for good.
+pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown: Shutdown) -> Result<(), Failure> {
+    config.trainers.check()?;
+    let stop = shutdown.token.clone();
+    let api = Arc::new(Api::new(&config.server)?);
+    let identity = Arc::new(Identity::load_or_create(&config.data_dir.join("identity.json"))?);
+    let store = Arc::new(Store::open(&config.data_dir.join("store"), config.quota)?);
+    let jobs = Jobs::open(&config.data_dir, config.trainers.clone(), config.exe.clone(), config.parallel, stop.clone()).await?;
+    let facts = Arc::new(Facts::new(&config, jobs.clone()));
+    let desk = Desk::new(jobs.clone(), store, facts.clone(), stop.clone());
+    let mut bind = config.bind.clone();
+    if bind.is_empty() {
+        bind.push(SocketAddr::from(([0, 0, 0, 0], 0)));
+        if api.is_loopback() {
+            bind.push(SocketAddr::from(([127, 0, 0, 1], 0)));
+        }
+    }
+    let options = PeerOptions { ice_servers: config.ice_servers.clone(), bind, relay_only: config.relay_only };
+    let agent = Agent { config, api, identity, desk, facts, options, events, shutdown: shutdown.clone() };
+    let result = stop.run_until_cancelled(agent.run()).await.unwrap_or(Ok(()));
+    stop.cancel();
+    jobs.drain().await;
+    result
+}
+
+struct Agent {
+    config: AgentConfig,
+    api: Arc<Api>,
+    identity: Arc<Identity>,
+    desk: Desk,
+    facts: Arc<Facts>,
+    options: PeerOptions,
+    events: mpsc::Sender<AgentEvent>,
+    shutdown: Shutdown,
+}
+
+/// The present registration.
+struct Seat {
+    room: Room,
+    signal: SignalSender,
+    events: mpsc::Receiver<SignalEvent>,
+    answerer: Answerer,
+    stop: CancellationToken,
+    announced: bool,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Agent {
+    async fn run(mut self) -> Result<(), Failure> {
+        let (link_tx, mut links) = mpsc::channel(4);
+        let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
+        let mut seat = self.take_seat(&link_tx, false).await?;
+        let mut renew = interval(RENEW);
+        let mut refresh = interval(REFRESH);
+        for ticks in [&mut renew, &mut refresh] {
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        loop {
+            tokio::select! {
+                event = seat.events.recv() => match event {
+                    Some(SignalEvent::Message(ToPeer::Renewed { expires_at })) => tracing::debug!(expires_at, "the room was renewed"),
+                    Some(SignalEvent::Message(message)) => seat.answerer.handle(message, &self.options).await,
+                    Some(SignalEvent::Registered { expires_at, ice_servers, .. }) => self.registered(&mut seat, expires_at, ice_servers).await,
+                    Some(SignalEvent::Lost { failure, retry_in }) => { let _ = self.events.send(AgentEvent::Waiting { failure, retry_in }).await; }
+                    Some(SignalEvent::Refused(failure)) if failure.code == Code::RoomNotFound => {
+                        tracing::warn!("the room is gone; a new one is opened, and invites of the old one are void");
+                        seat = self.take_seat(&link_tx, true).await?;
+                    }
+                    Some(SignalEvent::Refused(failure)) => return Err(failure),
+                    None => return Err(Failure::new(Code::Internal, "the connection to the signaling server has ended")),
+                },
+                Some((peer, link)) = links.recv() => self.serve(&slots, peer, link),
+                _ = renew.tick() => { let _ = seat.signal.send(ToServer::Renew).await; }
+                _ = refresh.tick() => {
+                    if self.facts.refresh() {
+                        let _ = seat.signal.send(ToServer::UpdateMetadata { metadata: self.facts.metadata(&seat.room.peer) }).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn registered(&mut self, seat: &mut Seat, expires_at: u64, ice_servers: Vec<IceServer>) {
+        if self.config.ice_servers.is_empty() {
+            self.options.ice_servers = ice_servers;
+        }
+        let _ = seat.signal.send(ToServer::Renew).await;
+        if std::mem::replace(&mut seat.announced, true) {
+            return;
+        }
+        let opened = AgentEvent::RoomOpened {
+            invite: Box::new(seat.room.invite(Grant::Submit, &self.identity)),
+            watch: Box::new(seat.room.invite(Grant::Watch, &self.identity)),
+            token: seat.room.token.clone(),
+            expires_at,
+        };
+        let _ = self.events.send(opened).await;
+    }
+
+    fn serve(&self, slots: &Arc<Semaphore>, peer: PeerId, link: Link) {
+        let Ok(slot) = slots.clone().try_acquire_owned() else {
+            tracing::warn!(%peer, "a client was turned away: {MAX_CLIENTS} are connected already");
+            return;
+        };
+        let (desk, options) = (self.desk.clone(), self.options.clone());
+        self.shutdown.spawn(async move {
+            serve(desk, link, peer, options).await;
+            drop(slot);
+        });
+    }
+
+    /// Goes back to the room of the last time, or opens one; tries until it succeeds or is refused for good.
+    async fn take_seat(&self, links: &mpsc::Sender<(PeerId, Link)>, anew: bool) -> Result<Seat, Failure> {
+        let path = self.config.data_dir.join("room.json");
+        let known = if anew { None } else { Room::load(&path, self.api.server())? };
+        let (room, sign_in) = match known {
+            Some(room) => (room, None),
+            None => self.open_room(&path).await.map(|(room, sign_in)| (room, Some(sign_in)))?,
+        };
+        *self.facts.peer.lock().expect("no panic happens under this lock") = Some(room.peer.clone());
+        let registration = Registration {
+            room: room.id.clone(),
+            token: room.token.clone(),
+            peer: room.peer.clone(),
+            role: Role::Worker,
+            metadata: self.facts.metadata(&room.peer),
+        };
+        let stop = self.shutdown.token.child_token();
+        let (signal, events) = connect(self.api.clone(), registration, self.identity.clone(), sign_in, stop.clone());
+        let answerer =
+            Answerer::new(room.id.clone(), room.peer.clone(), room.secret.clone(), self.identity.clone(), signal.clone(), links.clone());
+        Ok(Seat { room, signal, events, answerer, stop, announced: false })
+    }
+
+    async fn open_room(&self, path: &std::path::Path) -> Result<(Room, SignIn), Failure> {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        loop {
+            match Room::create(path, &self.api, &self.identity, self.config.room_ttl).await {
+                Err(failure) if failure.is_transient() => {
+                    let retry_in = backoff.next_wait(u64::from_le_bytes(seal::random::<8>()?));
+                    let _ = self.events.send(AgentEvent::Waiting { failure, retry_in }).await;
+                    tokio::time::sleep(retry_in).await;
+                }
+                other => return other,
+            }
+        }
+    }
+}
+
+/// What the worker says about itself; the slow part is looked up every now and then.
+struct Facts {
+    name: String,
+    trainers: Vec<String>,
+    data_dir: PathBuf,
+    jobs: Jobs,
+    gpus: watch::Sender<Vec<Gpu>>,
+    published: std::sync::Mutex<Option<WorkerInfo>>,
+    peer: std::sync::Mutex<Option<PeerId>>,
+}
+
+impl Facts {
+    fn new(config: &AgentConfig, jobs: Jobs) -> Self {
+        Facts {
+            name: config.name.clone(),
+            trainers: config.trainers.names(),
+            data_dir: config.data_dir.clone(),
+            jobs,
+            gpus: watch::Sender::new(gpu::list()),
+            published: std::sync::Mutex::default(),
+            peer: std::sync::Mutex::default(),
+        }
+    }
+
+    /// Looks again; whether anything has changed since the last time it was published.
+    fn refresh(&self) -> bool {
+        self.gpus.send_replace(gpu::list());
+        let peer = self.peer.lock().expect("no panic happens under this lock").clone();
+        let Some(peer) = peer else { return false };
+        let info = self.info(&peer);
+        let published = self.published.lock().expect("no panic happens under this lock");
+        published.as_ref().is_none_or(|old| old.jobs != info.jobs || old.gpus != info.gpus)
+    }
+
+    fn info(&self, peer: &PeerId) -> WorkerInfo {
+        WorkerInfo {
+            peer: peer.clone(),
+            name: self.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            gpus: self.gpus.borrow().clone(),
+            trainers: self.trainers.clone(),
+            jobs: self.jobs.active(),
+            disk_free: free_space(&self.data_dir),
+        }
+    }
+
+    /// The facts as metadata for the room, with the ancestor's `tags` and `properties` beside ours.
+    fn metadata(&self, peer: &PeerId) -> Metadata {
+        let info = self.info(peer);
+        let mut metadata = Metadata::new();
+        metadata.insert("tags".into(), serde_json::json!(["sleap-rtc", "training-worker"]));
+        let gpu = info.gpus.first();
+        metadata.insert(
+            "properties".into(),
+            serde_json::json!({
+                "status": if info.jobs == 0 { "available" } else { "busy" },
+                "gpu_model": gpu.map(|gpu| gpu.name.clone()),
+                "gpu_memory_mb": gpu.map(|gpu| gpu.memory / 1_000_000),
+            }),
+        );
+        metadata.insert("worker".into(), serde_json::to_value(&info).expect("facts have string keys only"));
+        *self.published.lock().expect("no panic happens under this lock") = Some(info);
+        metadata
+    }
+}
+
+impl Desk {
+    fn new(jobs: Jobs, store: Arc<Store>, facts: Arc<Facts>, stop: CancellationToken) -> Self {
+        let info = move || {
+            let peer = facts.peer.lock().expect("no panic happens under this lock").clone();
+            facts.info(&peer.expect("links are made only in a room"))
+        };
+        Desk { jobs, store, info: Arc::new(info), present: Arc::default(), stop }
+    }
+}
+
+fn free_space(path: &std::path::Path) -> u64 {
+    rustix::fs::statvfs(path).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+}

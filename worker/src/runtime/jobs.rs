@@ -1,0 +1,564 @@
+//! The worker's jobs: a durable queue, and one supervising task for each that runs.
+//!
+//! * every job is a directory with a record ([`super::workspace`]); the table here is rebuilt from them at start
+//! * jobs run in the order of their submission, `parallel` at a time; one that still uploads lets others pass
+//! * a journal has one writer at a time: the agent before and after its runner, the runner in between
+//! * at start, runners that are alive are taken up again, and jobs whose runner is gone are ended with the reason
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use shared::{
+    domain::{
+        error::{Code, Failure},
+        id::{CommandId, JobId},
+        job::{Command, CommandState, JobEvent, JobSpec, JobState, JobStatus, Outcome},
+        manifest::{Manifest, ManifestSummary},
+    },
+    runtime::files::Source,
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    journal::{self, Journal},
+    now_ms,
+    runner::{self, Attached, End, RunnerHandle},
+    workspace::{Ended, JobDir, JobRecord, Workspace},
+};
+use crate::domain::{package, trainer::TrainerSettings};
+
+/// How long a job that still uploads keeps its place after its client went.
+const LEASE: Duration = Duration::from_secs(90);
+/// Jobs that may wait or run at the same time.
+const MAX_ACTIVE: usize = 100;
+
+/// The jobs of this worker. Clones share them.
+#[derive(Clone)]
+pub struct Jobs {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    workspace: Workspace,
+    settings: TrainerSettings,
+    exe: PathBuf,
+    parallel: usize,
+    table: Mutex<Table>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+#[derive(Default)]
+struct Table {
+    /// By order of submission.
+    queue: BTreeMap<u64, JobId>,
+    jobs: HashMap<JobId, Job>,
+}
+
+struct Job {
+    dir: JobDir,
+    record: JobRecord,
+    status: watch::Sender<JobStatus>,
+    /// The journal's last seq; the job's own sender, whoever writes the journal.
+    appended: watch::Sender<u64>,
+    runner: Option<Arc<RunnerHandle>>,
+    /// When the client of an unfinished upload was last here.
+    left_at: Option<Instant>,
+    /// Whether a task supervises it.
+    started: bool,
+}
+
+impl Jobs {
+    /// Opens the jobs below `root` and takes up what was running. `exe` is this program: a runner is started from it.
+    ///
+    /// # Errors
+    /// [`Code::BadFile`] when the folder cannot be read. A single job that cannot be read is logged and left alone.
+    pub async fn open(
+        root: &Path,
+        settings: TrainerSettings,
+        exe: PathBuf,
+        parallel: usize,
+        stop: CancellationToken,
+    ) -> Result<Self, Failure> {
+        let workspace = Workspace::open(root)?;
+        let inner = Inner { workspace, settings, exe, parallel: parallel.max(1), table: Mutex::default(), tasks: TaskTracker::new(), stop };
+        let jobs = Jobs { inner: Arc::new(inner) };
+        for dir in jobs.inner.workspace.jobs()? {
+            if let Err(failure) = jobs.take_up(dir.clone()) {
+                tracing::warn!(job = %dir.root().display(), %failure, "a job cannot be taken up");
+            }
+        }
+        let running: Vec<JobId> = jobs.table().jobs.values().filter(|job| job.record.state == JobState::Running).map(Job::id).collect();
+        for job in running {
+            jobs.supervise(job);
+        }
+        jobs.start_next();
+        Ok(jobs)
+    }
+
+    fn take_up(&self, dir: JobDir) -> Result<(), Failure> {
+        let record = dir.record()?;
+        let last_seq = journal::last_seq(&dir.journal())?;
+        let job = Job::new(dir, record, last_seq);
+        let mut table = self.table();
+        table.queue.insert(job.record.order, job.id());
+        table.jobs.insert(job.id(), job);
+        Ok(())
+    }
+
+    /// The job of this specification and package: a new one, or the one that is there already (then `true`).
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] for a specification that is not acceptable, [`Code::RateLimited`] when too many jobs wait,
+    /// [`Code::NoSpace`] or [`Code::BadFile`] when it cannot be recorded.
+    pub fn submit(&self, spec: JobSpec, package: ManifestSummary, owner: &str) -> Result<(JobStatus, bool), Failure> {
+        spec.check()?;
+        if let Some(name) = &spec.trainer {
+            self.inner.settings.find(name)?;
+        }
+        let id = spec.job_id(&package.id);
+        let mut table = self.table();
+        if table.jobs.contains_key(&id) {
+            table.renew_place(&id)?;
+            drop(table);
+            self.publish();
+            return Ok((self.status(&id)?, true));
+        }
+        if table.jobs.values().filter(|job| !job.is_over()).count() >= MAX_ACTIVE {
+            return Err(Failure::new(Code::RateLimited, format!("the worker has {MAX_ACTIVE} jobs waiting already; try again later")));
+        }
+        let record = JobRecord {
+            job: id.clone(),
+            spec,
+            package,
+            state: JobState::Uploading,
+            order: table.next_order(),
+            owner: owner.to_owned(),
+            submitted_at: now_ms() / 1000,
+            message: String::new(),
+            results: None,
+        };
+        let dir = self.inner.workspace.job(&id);
+        dir.create()?;
+        dir.set_record(&record)?;
+        tracing::info!(job = %id, name = %record.spec.name, bytes = package.bytes, "a job was submitted");
+        table.queue.insert(record.order, id.clone());
+        table.jobs.insert(id.clone(), Job::new(dir, record, 0));
+        drop(table);
+        Ok((self.status(&id)?, false))
+    }
+
+    /// Everything a transfer needs to know of a job that uploads.
+    ///
+    /// # Errors
+    /// [`Code::JobNotFound`], [`Code::WrongState`] when its package is not awaited.
+    pub fn awaited_package(&self, id: &JobId) -> Result<(ManifestSummary, String), Failure> {
+        let table = self.table();
+        let job = table.job(id)?;
+        if job.record.state != JobState::Uploading {
+            return Err(Failure::new(Code::WrongState, "the worker has this job's package already"));
+        }
+        Ok((job.record.package, job.record.owner.clone()))
+    }
+
+    /// A job's package is whole, in this folder: the job is queued, or ended when there is nothing in it to run.
+    ///
+    /// # Errors
+    /// [`Code::JobNotFound`], [`Code::NoSpace`] or [`Code::BadFile`].
+    pub fn uploaded(&self, id: &JobId, package: &Path) -> Result<(), Failure> {
+        let mut table = self.table();
+        let job = table.job_mut(id)?;
+        if job.record.state != JobState::Uploading {
+            return Ok(());
+        }
+        job.dir.link_package(package)?;
+        let planned = job.dir.package_files().and_then(|files| {
+            package::plan(
+                &files,
+                &mut |path| job.dir.package_file(path, crate::domain::config::MAX_CONFIG),
+                &job.record.spec,
+                &self.inner.settings,
+            )
+        });
+        match planned {
+            Ok(_) => job.set_state(JobState::Queued { ahead: 0 })?,
+            Err(failure) => job.end_by_agent(Outcome::Failed, &failure.message)?,
+        }
+        drop(table);
+        self.start_next();
+        Ok(())
+    }
+
+    /// The client of an unfinished upload has gone: its place is kept for a while.
+    pub fn left(&self, id: &JobId) {
+        if let Ok(job) = self.table().job_mut(id)
+            && job.record.state == JobState::Uploading
+        {
+            job.left_at = Some(Instant::now());
+        }
+    }
+
+    /// A job as a list shows it.
+    ///
+    /// # Errors
+    /// [`Code::JobNotFound`].
+    pub fn status(&self, id: &JobId) -> Result<JobStatus, Failure> {
+        let table = self.table();
+        let job = table.job(id)?;
+        Ok(table.status_of(job))
+    }
+
+    /// The newest jobs, oldest first.
+    pub fn list(&self, most: usize) -> Vec<JobStatus> {
+        let table = self.table();
+        let newest: Vec<&JobId> = table.queue.values().rev().take(most).collect();
+        newest.into_iter().rev().filter_map(|id| table.jobs.get(id)).map(|job| table.status_of(job)).collect()
+    }
+
+    /// Jobs that run or wait.
+    pub fn active(&self) -> u32 {
+        self.table().jobs.values().filter(|job| !job.is_over()).count() as u32
+    }
+
+    /// Word of every change of a job's state.
+    ///
+    /// # Errors
+    /// [`Code::JobNotFound`].
+    pub fn watch(&self, id: &JobId) -> Result<watch::Receiver<JobStatus>, Failure> {
+        Ok(self.table().job(id)?.status.subscribe())
+    }
+
+    /// A job's journal, and word of every append.
+    ///
+    /// # Errors
+    /// [`Code::JobNotFound`].
+    pub fn journal(&self, id: &JobId) -> Result<(PathBuf, watch::Receiver<u64>), Failure> {
+        let table = self.table();
+        let job = table.job(id)?;
+        Ok((job.dir.journal(), job.appended.subscribe()))
+    }
+
+    /// The folder of a job's results and their manifest's bytes.
+    ///
+    /// # Errors
+    /// [`Code::JobNotFound`], [`Code::WrongState`] when there are none yet, [`Code::BadFile`].
+    pub fn results(&self, id: &JobId) -> Result<(PathBuf, ManifestSummary, Vec<u8>), Failure> {
+        let table = self.table();
+        let job = table.job(id)?;
+        let summary = job.record.results.ok_or_else(|| Failure::new(Code::WrongState, "the job has no results that can be fetched yet"))?;
+        let path = job.dir.results_manifest();
+        let bytes =
+            std::fs::read(&path).map_err(|error| Failure::new(Code::BadFile, format!("{} cannot be read: {error}", path.display())))?;
+        Ok((job.dir.results(), summary, bytes))
+    }
+
+    /// Stops or cancels a job. How it went is in the journal, as [`JobEvent::CommandAdvanced`].
+    ///
+    /// # Errors
+    /// [`Code::JobNotFound`], [`Code::WrongState`] when the job is over, or what the runner refuses.
+    pub async fn command(&self, id: &JobId, command_id: CommandId, command: Command) -> Result<(), Failure> {
+        let runner = {
+            let mut table = self.table();
+            let job = table.job_mut(id)?;
+            match job.record.state {
+                JobState::Ended { .. } => return Err(Failure::new(Code::WrongState, "the job is over already")),
+                JobState::Uploading | JobState::Queued { .. } if !job.started => {
+                    for state in [CommandState::Received, CommandState::Applied, CommandState::Observed] {
+                        let id = command_id.clone();
+                        job.append(JobEvent::CommandAdvanced { id, command, state, message: String::new() })?;
+                    }
+                    job.end_by_agent(Outcome::Cancelled, "cancelled before it began")?;
+                    None
+                }
+                _ => Some(job.runner.clone()),
+            }
+        };
+        match runner {
+            None => {
+                self.start_next();
+                Ok(())
+            }
+            Some(Some(runner)) => match runner.command(command_id, command).await? {
+                (CommandState::Refused, message) => Err(Failure::new(Code::WrongState, message)),
+                _ => Ok(()),
+            },
+            Some(None) => Err(Failure::new(Code::Unavailable, "the job's runner is only starting; try again in a moment")),
+        }
+    }
+
+    /// Waits until every supervising task has ended; the runners go on by themselves.
+    pub async fn drain(&self) {
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.inner.table.lock().expect("no panic happens under this lock")
+    }
+
+    /// Starts queued jobs while there is room.
+    fn start_next(&self) {
+        let starting: Vec<JobId> = {
+            let mut table = self.table();
+            let busy = table.jobs.values().filter(|job| job.started).count();
+            let next: Vec<JobId> = table
+                .queue
+                .values()
+                .filter(|id| table.jobs.get(*id).is_some_and(|job| !job.started && matches!(job.record.state, JobState::Queued { .. })))
+                .take(self.inner.parallel.saturating_sub(busy))
+                .cloned()
+                .collect();
+            for id in &next {
+                if let Some(job) = table.jobs.get_mut(id) {
+                    job.started = true;
+                }
+            }
+            next
+        };
+        for id in starting {
+            self.supervise(id);
+        }
+        self.publish();
+    }
+
+    /// Tells every watcher its job's present state, where it has changed.
+    fn publish(&self) {
+        let table = self.table();
+        for job in table.jobs.values() {
+            let status = table.status_of(job);
+            job.status.send_if_modified(|known| {
+                let changed = known.state != status.state || known.results != status.results;
+                if changed {
+                    *known = status;
+                }
+                changed
+            });
+        }
+    }
+
+    /// Runs one job to its end, in a task of its own.
+    fn supervise(&self, id: JobId) {
+        if let Ok(job) = self.table().job_mut(&id) {
+            job.started = true;
+        }
+        let jobs = self.clone();
+        self.inner.tasks.spawn(async move {
+            let stop = jobs.inner.stop.clone();
+            // At the agent's end the runner goes on; the next agent takes it up.
+            if stop.run_until_cancelled(jobs.run(&id)).await.is_some() {
+                jobs.start_next();
+            }
+        });
+    }
+
+    async fn run(&self, id: &JobId) {
+        let result = self.run_inner(id).await;
+        let mut table = self.table();
+        let Ok(job) = table.job_mut(id) else { return };
+        job.started = false;
+        job.runner = None;
+        let ended = match result {
+            Ok(ended) => job.finish(ended),
+            Err(failure) => job.end_by_agent(Outcome::Failed, &failure.message),
+        };
+        if let Err(failure) = ended {
+            tracing::error!(job = %id, %failure, "the end of a job could not be recorded");
+        }
+    }
+
+    async fn run_inner(&self, id: &JobId) -> Result<RunnerEnd, Failure> {
+        let (dir, running) = {
+            let table = self.table();
+            let job = table.job(id)?;
+            (job.dir.clone(), job.record.state == JobState::Running)
+        };
+        let handle = match self.take_up_runner(id, &dir, running).await? {
+            Attached::Running(handle) => handle,
+            Attached::Ended(ended) => return Ok(self.with_results(&dir, ended).await),
+            Attached::Lost => return self.settle(&dir).await,
+        };
+        let handle = Arc::new(handle);
+        self.table().job_mut(id)?.runner = Some(handle.clone());
+        let mut appended = handle.appended();
+        let end = {
+            let mut ending = std::pin::pin!(handle.ended());
+            loop {
+                self.forward(id, *appended.borrow_and_update());
+                tokio::select! {
+                    end = &mut ending => break end,
+                    changed = appended.changed() => if changed.is_err() { break ending.await },
+                }
+            }
+        };
+        match end {
+            End::Ended(ended) => Ok(self.with_results(&dir, ended).await),
+            End::Lost => self.settle(&dir).await,
+        }
+    }
+
+    /// The runner of a job: the one that is there, or a new one.
+    async fn take_up_runner(&self, id: &JobId, dir: &JobDir, running: bool) -> Result<Attached, Failure> {
+        if running {
+            let found = runner::attach(dir).await?;
+            // The agent may have been killed between its decision and the runner's start.
+            if !matches!(found, Attached::Lost) || dir.runner_pid().exists() {
+                return Ok(found);
+            }
+        } else {
+            self.table().job_mut(id)?.set_state(JobState::Running)?;
+            self.publish();
+        }
+        runner::spawn(&self.inner.exe, dir, &self.inner.settings).await.map(Attached::Running)
+    }
+
+    /// Brings a job whose runner is gone to its end.
+    async fn settle(&self, dir: &JobDir) -> Result<RunnerEnd, Failure> {
+        let grace = Duration::from_secs(self.inner.settings.grace_secs.into());
+        let ended = runner::settle_lost(dir, grace).await?;
+        Ok(self.with_results(dir, ended).await)
+    }
+
+    fn forward(&self, id: &JobId, seq: u64) {
+        if let Ok(job) = self.table().job(id) {
+            job.appended.send_if_modified(|known| std::mem::replace(known, seq.max(*known)) < seq);
+        }
+    }
+
+    /// Reads and hashes what the job left behind.
+    async fn with_results(&self, dir: &JobDir, ended: Ended) -> RunnerEnd {
+        let folder = dir.results();
+        let hashing = tokio::task::spawn_blocking(move || -> Result<Option<Manifest>, Failure> {
+            if !folder.is_dir() {
+                return Ok(None);
+            }
+            let manifest = Source::folder(&folder)?.scan(&mut |_| {}, &CancellationToken::new())?;
+            Ok((!manifest.entries.is_empty()).then_some(manifest))
+        });
+        let results = match hashing.await {
+            Ok(Ok(manifest)) => manifest,
+            Ok(Err(failure)) if failure.code == Code::BadPackage => None,
+            Ok(Err(failure)) => {
+                tracing::error!(%failure, "the results of a job cannot be read");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "reading results ended unexpectedly");
+                None
+            }
+        };
+        RunnerEnd { ended, results }
+    }
+}
+
+/// How a runner ended, and what it left behind.
+struct RunnerEnd {
+    ended: Ended,
+    results: Option<Manifest>,
+}
+
+impl Table {
+    fn job(&self, id: &JobId) -> Result<&Job, Failure> {
+        self.jobs.get(id).ok_or_else(|| unknown(id))
+    }
+
+    fn job_mut(&mut self, id: &JobId) -> Result<&mut Job, Failure> {
+        self.jobs.get_mut(id).ok_or_else(|| unknown(id))
+    }
+
+    fn next_order(&self) -> u64 {
+        self.queue.last_key_value().map_or(1, |(order, _)| order + 1)
+    }
+
+    /// A job whose client stayed away too long during its upload goes to the end of the queue.
+    fn renew_place(&mut self, id: &JobId) -> Result<(), Failure> {
+        let next = self.next_order();
+        let job = self.job_mut(id)?;
+        let lapsed = job.left_at.take().is_some_and(|left| left.elapsed() > LEASE);
+        if job.record.state == JobState::Uploading && lapsed && job.record.order + 1 != next {
+            let old = std::mem::replace(&mut job.record.order, next);
+            job.dir.set_record(&job.record)?;
+            self.queue.remove(&old);
+            self.queue.insert(next, id.clone());
+        }
+        Ok(())
+    }
+
+    fn status_of(&self, job: &Job) -> JobStatus {
+        let JobRecord { job: id, spec, state, submitted_at, message, results, .. } = job.record.clone();
+        let state = match state {
+            JobState::Queued { .. } => {
+                let before =
+                    |other: &&Job| other.record.order < job.record.order && !other.is_over() && other.record.state != JobState::Uploading;
+                JobState::Queued { ahead: self.jobs.values().filter(before).count() as u32 }
+            }
+            state => state,
+        };
+        JobStatus { job: id, name: spec.name, state, last_seq: *job.appended.borrow(), submitted_at, message, results }
+    }
+}
+
+fn unknown(id: &JobId) -> Failure {
+    Failure::new(Code::JobNotFound, format!("this worker has no job {id}; 'webrtc-client status' lists those that it has"))
+}
+
+impl Job {
+    fn new(dir: JobDir, record: JobRecord, last_seq: u64) -> Self {
+        let JobRecord { job, spec, state, submitted_at, message, results, .. } = record.clone();
+        let status = JobStatus { job, name: spec.name, state, last_seq, submitted_at, message, results };
+        Job {
+            dir,
+            record,
+            status: watch::Sender::new(status),
+            appended: watch::Sender::new(last_seq),
+            runner: None,
+            left_at: None,
+            started: false,
+        }
+    }
+
+    fn id(&self) -> JobId {
+        self.record.job.clone()
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.record.state, JobState::Ended { .. })
+    }
+
+    /// The one door for every change of state.
+    fn set_state(&mut self, state: JobState) -> Result<(), Failure> {
+        tracing::info!(job = %self.record.job, from = ?self.record.state, to = ?state, "a job's state");
+        self.record.state = state;
+        self.dir.set_record(&self.record)
+    }
+
+    /// Appends to the journal; only while no runner does.
+    fn append(&mut self, event: JobEvent) -> Result<(), Failure> {
+        let seq = Journal::open(&self.dir.journal())?.append(now_ms(), [event])?;
+        self.appended.send_replace(seq);
+        Ok(())
+    }
+
+    /// Ends a job that no runner has ended.
+    fn end_by_agent(&mut self, outcome: Outcome, message: &str) -> Result<(), Failure> {
+        self.append(JobEvent::JobEnded { outcome, message: message.to_owned() })?;
+        self.record.message = message.to_owned();
+        self.set_state(JobState::Ended { outcome })
+    }
+
+    /// Takes over what the runner says at its end.
+    fn finish(&mut self, end: RunnerEnd) -> Result<(), Failure> {
+        if let Some(manifest) = end.results {
+            let encoded = manifest.encode();
+            self.dir.set_results_manifest(&encoded)?;
+            self.record.results = Some(manifest.summary(&encoded));
+        }
+        self.record.message = end.ended.message;
+        self.appended.send_replace(end.ended.last_seq);
+        self.set_state(JobState::Ended { outcome: end.ended.outcome })
+    }
+}

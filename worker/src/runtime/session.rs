@@ -1,0 +1,608 @@
+//! One client's link: its requests, the journals it follows, its uploads and downloads.
+//!
+//! * a link is disposable; the session (its id, and what the client was uploading) is not: a new link with the same session id and
+//!   the same client key replaces the old one
+//! * each followed journal, each transfer and each bulk connection is a task of its own; all end with the link
+//! * a client may do what its grant says, whatever it asks
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use shared::{
+    domain::{
+        error::{Code, Failure},
+        id::{CommandId, JobId, PeerId, SessionId, hex},
+        invite::Grant,
+        job::{JobEvent, JobState},
+        manifest::Manifest,
+        message::{
+            Accepted, BulkCandidate, BulkSdp, Bye, CaughtUp, Control, ControlState, FileMeta, FileRefused, Hello, JobList, JobRef,
+            PROTOCOL, Refused, Req, Step, Submit, ToClient, ToWorker, TransferId, Watch, Welcome, WorkerInfo,
+        },
+        transfer::{Places, Progress},
+    },
+    runtime::{
+        files::Source,
+        link::{Carrier, Description, Link, Port, answer_bulk, ports},
+        peer::{ChannelSender, PeerOptions},
+        store::Store,
+        transfer::{Outgoing, Pool, StepPort, receive, send},
+    },
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{jobs::Jobs, journal::JournalReader};
+
+/// How long a client may take to say hello once it has proved itself.
+const HELLO: Duration = Duration::from_secs(10);
+/// Silence after which a client counts as gone; it pings every 5 s.
+const SILENCE: Duration = Duration::from_secs(30);
+/// How long a session without a link is held.
+const HELD: Duration = Duration::from_secs(90);
+/// Journals that one client may follow at the same time.
+const MAX_FOLLOWED: usize = 32;
+/// Bulk connections of one client.
+const MAX_BULK: usize = 16;
+/// Journal entries that are read at once.
+const READ_AHEAD: usize = 256;
+/// The first transfer number on the worker's side.
+const FIRST_TRANSFER: TransferId = 1 << 31;
+
+/// What all sessions share.
+#[derive(Clone)]
+pub struct Desk {
+    /// The jobs.
+    pub jobs: Jobs,
+    /// Packages.
+    pub store: Arc<Store>,
+    /// What the worker says about itself.
+    pub info: Arc<dyn Fn() -> WorkerInfo + Send + Sync>,
+    /// The sessions that have a link, or had one in the last 90 s.
+    pub present: Arc<Mutex<HashMap<SessionId, Present>>>,
+    /// Cancelled when the worker ends.
+    pub stop: CancellationToken,
+}
+
+/// A session that has a link, or had one a moment ago.
+pub struct Present {
+    client: [u8; 32],
+    replace: CancellationToken,
+    left_at: Option<Instant>,
+}
+
+/// Serves a link to its end.
+pub async fn serve(desk: Desk, link: Link, peer: PeerId, options: PeerOptions) {
+    let Link { mut control, progress, proven, carrier } = link;
+    let stop = desk.stop.child_token();
+    let (out, outgoing) = mpsc::channel(64);
+    let tasks = TaskTracker::new();
+    tasks.spawn(write(control.sender().clone(), outgoing, stop.clone()));
+    let mut session = Session {
+        owner: hex(&proven.remote_key),
+        grant: proven.grant,
+        desk,
+        out,
+        progress: progress.sender().clone(),
+        options,
+        bulk_key: proven.bulk_key,
+        pool: Pool::default(),
+        steps: Arc::default(),
+        bulk: HashMap::new(),
+        followed: HashSet::new(),
+        noticed: HashSet::new(),
+        uploading: Arc::default(),
+        next_transfer: FIRST_TRANSFER,
+        id: None,
+        tasks: tasks.clone(),
+        stop: stop.clone(),
+    };
+    tracing::info!(%peer, grant = %session.grant, "a client has connected");
+    let end = session.run(&mut control, &carrier, proven.remote_key).await;
+    match end {
+        Ok(()) => tracing::info!(%peer, "the client has left"),
+        Err(failure) => tracing::info!(%peer, %failure, "the client's link has ended"),
+    }
+    session.leave();
+    stop.cancel();
+    session.steps.lock().expect("no panic happens under this lock").clear();
+    tasks.close();
+    tasks.wait().await;
+    carrier.connection.close().await;
+}
+
+async fn write(channel: ChannelSender, mut outgoing: mpsc::Receiver<ToClient>, stop: CancellationToken) {
+    let writing = async {
+        while let Some(message) = outgoing.recv().await {
+            tracing::trace!(message = message.name(), "to the client");
+            if channel.send_text(&message.encode()).await.is_err() {
+                return;
+            }
+        }
+    };
+    stop.run_until_cancelled(writing).await;
+}
+
+struct Session {
+    /// The client's static key as text: whose packages and jobs these are.
+    owner: String,
+    grant: Grant,
+    desk: Desk,
+    out: mpsc::Sender<ToClient>,
+    progress: ChannelSender,
+    options: PeerOptions,
+    bulk_key: shared::domain::id::Secret<[u8; 32]>,
+    pool: Pool,
+    steps: Arc<Mutex<HashMap<TransferId, mpsc::Sender<Step>>>>,
+    bulk: HashMap<u32, mpsc::Sender<Description>>,
+    followed: HashSet<JobId>,
+    noticed: HashSet<JobId>,
+    uploading: Arc<Mutex<HashSet<JobId>>>,
+    next_transfer: TransferId,
+    id: Option<SessionId>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Session {
+    async fn run(&mut self, control: &mut shared::runtime::peer::Channel, carrier: &Carrier, client: [u8; 32]) -> Result<(), Failure> {
+        let first = timeout(HELLO, control.recv()).await.map_err(|_| gone("it did not say hello"))?;
+        let replaced = self.hello(&first.ok_or_else(|| gone("it closed the connection"))?, client).await?;
+        loop {
+            let message = tokio::select! {
+                () = self.stop.cancelled() => {
+                    let _ = self.out.try_send(ToClient::Bye(Bye { reason: "shutdown".to_owned() }));
+                    return Ok(());
+                }
+                () = replaced.cancelled() => return Err(gone("the same session has a new link")),
+                () = carrier.lost() => return Err(gone("the connection failed")),
+                message = timeout(SILENCE, control.recv()) => message.map_err(|_| gone("nothing was heard from it"))?,
+            };
+            let message = read(&message.ok_or_else(|| gone("it closed the connection"))?)?;
+            if let ToWorker::Bye(bye) = message {
+                self.out.send(ToClient::Bye(bye)).await.map_err(|_| gone("it closed the connection"))?;
+                // The client closes the connection once it has our answer.
+                let _ = timeout(Duration::from_secs(2), control.recv()).await;
+                return Ok(());
+            }
+            self.handle(message).await?;
+        }
+    }
+
+    async fn hello(&mut self, first: &[u8], client: [u8; 32]) -> Result<CancellationToken, Failure> {
+        let ToWorker::Hello(Hello { protocol, version, session }) = read(first)? else {
+            return Err(Failure::new(Code::InvalidRequest, "its first message was no hello"));
+        };
+        if protocol != PROTOCOL {
+            let failure = Failure::new(
+                Code::VersionMismatch,
+                format!(
+                    "this worker (version {}) speaks protocol {PROTOCOL}, the client (version {version}) {protocol}; install the same version on both",
+                    env!("CARGO_PKG_VERSION")
+                ),
+            );
+            self.refuse(0, failure.clone()).await?;
+            return Err(failure);
+        }
+        let replace = CancellationToken::new();
+        let resumed = {
+            let mut present = self.desk.present.lock().expect("no panic happens under this lock");
+            present.retain(|_, present| present.left_at.is_none_or(|left| left.elapsed() < HELD));
+            let old = present.get(&session).filter(|old| old.client == client);
+            if let Some(old) = old {
+                old.replace.cancel();
+            }
+            let resumed = old.is_some();
+            present.insert(session.clone(), Present { client, replace: replace.clone(), left_at: None });
+            resumed
+        };
+        self.id = Some(session);
+        let worker = (self.desk.info)();
+        self.tell(ToClient::Welcome(Welcome { protocol: PROTOCOL, grant: self.grant, worker, resumed })).await?;
+        Ok(replace)
+    }
+
+    fn leave(&mut self) {
+        let mut present = self.desk.present.lock().expect("no panic happens under this lock");
+        if let Some(own) = self.id.as_ref().and_then(|id| present.get_mut(id)).filter(|own| !own.replace.is_cancelled()) {
+            own.left_at = Some(Instant::now());
+        }
+        drop(present);
+        for job in self.uploading.lock().expect("no panic happens under this lock").iter() {
+            self.desk.jobs.left(job);
+        }
+    }
+
+    async fn handle(&mut self, message: ToWorker) -> Result<(), Failure> {
+        let message = match message.into_step() {
+            Ok(Step::Meta(meta)) => return self.receive_package(meta).await,
+            Ok(step) => return self.route(step).await,
+            Err(message) => message,
+        };
+        match message {
+            ToWorker::Submit(submit) => {
+                let req = submit.req;
+                let done = self.submit(submit);
+                self.answer(req, done).await
+            }
+            ToWorker::Jobs(request) => {
+                let list = JobList { req: request.req, jobs: self.desk.jobs.list(100), worker: (self.desk.info)() };
+                self.tell(ToClient::JobList(list)).await
+            }
+            ToWorker::Watch(watch) => {
+                let req = watch.req;
+                let done = self.watch(watch).map(|()| None);
+                self.answer(req, done).await
+            }
+            ToWorker::Unwatch(JobRef { job, .. }) => {
+                self.followed.remove(&job);
+                Ok(())
+            }
+            ToWorker::Control(control) => self.control(control).await,
+            ToWorker::Fetch(fetch) => {
+                let req = fetch.req;
+                let done = self.fetch(fetch).map(|()| None);
+                self.answer(req, done).await
+            }
+            ToWorker::Fetched(JobRef { job, .. }) => {
+                tracing::info!(%job, "the results were fetched");
+                Ok(())
+            }
+            ToWorker::BulkOffer(offer) => self.bulk_offer(offer),
+            ToWorker::BulkCandidate(BulkCandidate { connection, candidate }) => {
+                if let Some(port) = self.bulk.get(&connection) {
+                    let _ = port.try_send(Description::Candidate(candidate));
+                }
+                Ok(())
+            }
+            ToWorker::Ping(ping) => self.tell(ToClient::Pong(ping)).await,
+            ToWorker::Unknown(name) => {
+                tracing::debug!(name, "a message of a newer client is ignored");
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn tell(&self, message: ToClient) -> Result<(), Failure> {
+        self.out.send(message).await.map_err(|_| gone("it closed the connection"))
+    }
+
+    async fn refuse(&self, req: Req, failure: Failure) -> Result<(), Failure> {
+        self.tell(ToClient::Refused(Refused { req, failure })).await
+    }
+
+    async fn answer(&self, req: Req, done: Result<Option<ToClient>, Failure>) -> Result<(), Failure> {
+        match done {
+            Ok(Some(message)) => self.tell(message).await,
+            Ok(None) => Ok(()),
+            Err(failure) => self.refuse(req, failure).await,
+        }
+    }
+
+    fn may_submit(&self) -> Result<(), Failure> {
+        if self.grant >= Grant::Submit {
+            return Ok(());
+        }
+        Err(Failure::new(Code::Forbidden, "this invite only lets you watch; ask for the worker's submit invite"))
+    }
+
+    fn submit(&mut self, submit: Submit) -> Result<Option<ToClient>, Failure> {
+        self.may_submit()?;
+        let Submit { req, spec, manifest, .. } = submit;
+        let (status, known) = self.desk.jobs.submit(spec, manifest, &self.owner)?;
+        let job = status.job.clone();
+        if status.state == JobState::Uploading
+            && let Some(package) = self.desk.store.package(&self.owner, &manifest.id)?
+        {
+            // An earlier job brought the same package.
+            self.desk.jobs.uploaded(&job, package.path())?;
+        }
+        let status = self.desk.jobs.status(&job)?;
+        self.notice_changes(&job)?;
+        Ok(Some(ToClient::Accepted(Accepted { req, status, known })))
+    }
+
+    /// Tells the client every change of a job's state from now on.
+    fn notice_changes(&mut self, job: &JobId) -> Result<(), Failure> {
+        if self.noticed.contains(job) {
+            return Ok(());
+        }
+        if self.noticed.len() >= MAX_FOLLOWED {
+            return Err(Failure::new(Code::RateLimited, "too many jobs are followed over one connection"));
+        }
+        let mut status = self.desk.jobs.watch(job)?;
+        status.mark_changed();
+        self.noticed.insert(job.clone());
+        let (out, jobs, job) = (self.out.clone(), self.desk.jobs.clone(), job.clone());
+        self.spawn(async move {
+            while status.changed().await.is_ok() {
+                status.borrow_and_update();
+                let Ok(status) = jobs.status(&job) else { return };
+                if out.send(ToClient::JobState(status)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn watch(&mut self, watch: Watch) -> Result<(), Failure> {
+        let Watch { job, from, .. } = watch;
+        let (path, appended) = self.desk.jobs.journal(&job)?;
+        self.notice_changes(&job)?;
+        if !self.followed.insert(job.clone()) {
+            return Err(Failure::new(Code::WrongState, "this job is followed over this connection already"));
+        }
+        let (progress, out) = (self.progress.clone(), self.out.clone());
+        self.spawn(async move {
+            if let Err(failure) = follow(path, appended, job.clone(), from, progress, out).await {
+                tracing::warn!(%job, %failure, "a journal cannot be followed further");
+            }
+        });
+        Ok(())
+    }
+
+    async fn control(&mut self, control: Control) -> Result<(), Failure> {
+        let Control { job, id, command } = control;
+        let jobs = self.desk.jobs.clone();
+        let began = self.may_submit().and_then(|()| jobs.journal(&job));
+        let (path, appended) = match began {
+            Ok(journal) => journal,
+            Err(failure) => return self.refuse_command(job, id, failure).await,
+        };
+        // From the start: the command may be an old one, repeated by a client that did not hear the answer.
+        let (out, tasks_out, watched) = (self.out.clone(), self.out.clone(), (job.clone(), id.clone()));
+        self.spawn(async move {
+            if let Err(failure) = report_command(path, appended, watched.0, watched.1, out).await {
+                tracing::warn!(%failure, "a command's progress cannot be followed");
+            }
+        });
+        self.spawn(async move {
+            if let Err(failure) = jobs.command(&job, id.clone(), command).await {
+                let state = ControlState { job, id, state: shared::domain::job::CommandState::Refused, message: failure.message };
+                let _ = tasks_out.send(ToClient::ControlState(state)).await;
+            }
+        });
+        Ok(())
+    }
+
+    async fn refuse_command(&self, job: JobId, id: CommandId, failure: Failure) -> Result<(), Failure> {
+        let state = ControlState { job, id, state: shared::domain::job::CommandState::Refused, message: failure.message };
+        self.tell(ToClient::ControlState(state)).await
+    }
+
+    async fn receive_package(&mut self, meta: FileMeta) -> Result<(), Failure> {
+        let transfer = meta.transfer;
+        let awaited = self.may_submit().and_then(|()| {
+            let (package, owner) = self.desk.jobs.awaited_package(&meta.job)?;
+            if package != meta.manifest || owner != self.owner {
+                return Err(Failure::new(Code::Forbidden, "this is not the package that the job waits for"));
+            }
+            Ok(())
+        });
+        if transfer >= FIRST_TRANSFER {
+            return Err(Failure::new(Code::InvalidRequest, "it used a transfer number of ours"));
+        }
+        if let Err(failure) = awaited {
+            return self.tell(ToClient::FileRefused(FileRefused { transfer, failure })).await;
+        }
+        let steps = self.step_port(transfer);
+        self.uploading.lock().expect("no panic happens under this lock").insert(meta.job.clone());
+        let upload =
+            Upload { desk: self.desk.clone(), owner: self.owner.clone(), pool: self.pool.clone(), uploading: self.uploading.clone() };
+        self.tasks.spawn(upload.run(meta, steps));
+        Ok(())
+    }
+
+    fn fetch(&mut self, fetch: JobRef) -> Result<(), Failure> {
+        self.may_submit()?;
+        let (folder, summary, encoded) = self.desk.jobs.results(&fetch.job)?;
+        let transfer = self.next_transfer;
+        self.next_transfer =
+            self.next_transfer.checked_add(1).ok_or_else(|| Failure::new(Code::TooLarge, "too many transfers over one connection"))?;
+        let steps = self.step_port(transfer);
+        let (pool, job) = (self.pool.clone(), fetch.job);
+        self.tasks.spawn(async move {
+            let opening = tokio::task::spawn_blocking(move || -> Result<Outgoing, Failure> {
+                let manifest = Arc::new(Manifest::decode(&encoded)?);
+                let reader = Arc::new(Source::folder(&folder)?).reader(manifest.clone())?;
+                let places = Arc::new(Places::new(manifest));
+                Ok(Outgoing { transfer, job, summary, encoded: Bytes::from(encoded), places, reader: Box::new(reader) })
+            });
+            let sending = async {
+                let outgoing =
+                    opening.await.map_err(|error| Failure::new(Code::Internal, format!("opening results ended unexpectedly: {error}")))?;
+                match outgoing {
+                    Ok(outgoing) => send(outgoing, &pool, steps, &watch::Sender::new(Progress::default())).await,
+                    Err(failure) => {
+                        let _ = steps.tx.send(Step::Refused(FileRefused { transfer, failure: failure.clone() })).await;
+                        Err(failure)
+                    }
+                }
+            };
+            if let Err(failure) = sending.await {
+                tracing::info!(%failure, "sending results has ended early");
+            }
+        });
+        Ok(())
+    }
+
+    fn step_port(&self, transfer: TransferId) -> StepPort {
+        let (tx, mut outgoing) = mpsc::channel::<Step>(64);
+        let (in_tx, rx) = mpsc::channel(64);
+        self.steps.lock().expect("no panic happens under this lock").insert(transfer, in_tx);
+        let out = self.out.clone();
+        self.spawn(async move {
+            while let Some(step) = outgoing.recv().await {
+                if out.send(step.into()).await.is_err() {
+                    return;
+                }
+            }
+        });
+        StepPort { tx, rx }
+    }
+
+    async fn route(&self, step: Step) -> Result<(), Failure> {
+        let route = self.steps.lock().expect("no panic happens under this lock").get(&step.transfer()).cloned();
+        if let Some(route) = route {
+            let _ = route.send(step).await;
+        }
+        Ok(())
+    }
+
+    fn bulk_offer(&mut self, offer: BulkSdp) -> Result<(), Failure> {
+        self.bulk.retain(|_, port| !port.is_closed());
+        if self.bulk.len() >= MAX_BULK {
+            return Err(Failure::new(Code::RateLimited, "it opened too many bulk connections"));
+        }
+        let BulkSdp { connection, sdp } = offer;
+        let (ours, theirs) = ports();
+        self.bulk.insert(connection, theirs.tx.clone());
+        let (key, options, pool, out) = (self.bulk_key.clone(), self.options.clone(), self.pool.clone(), self.out.clone());
+        self.spawn(forward_bulk(connection, theirs, out));
+        self.spawn(async move {
+            match answer_bulk(connection, &key, &options, sdp, ours).await {
+                Ok(bulk) => pool.add(bulk),
+                Err(failure) => tracing::info!(connection, %failure, "a bulk connection was not made"),
+            }
+        });
+        Ok(())
+    }
+
+    /// A task that ends with the link.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(task).await;
+        });
+    }
+}
+
+async fn forward_bulk(connection: u32, mut theirs: Port, out: mpsc::Sender<ToClient>) {
+    while let Some(description) = theirs.rx.recv().await {
+        let message = match description {
+            Description::Answer(sdp) => ToClient::BulkAnswer(BulkSdp { connection, sdp }),
+            Description::Candidate(candidate) => ToClient::BulkCandidate(BulkCandidate { connection, candidate }),
+            Description::Offer(_) | Description::Refused(_) => continue,
+        };
+        if out.send(message).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A package on its way in.
+struct Upload {
+    desk: Desk,
+    owner: String,
+    pool: Pool,
+    uploading: Arc<Mutex<HashSet<JobId>>>,
+}
+
+impl Upload {
+    async fn run(self, meta: FileMeta, steps: StepPort) {
+        let job = meta.job.clone();
+        match self.receive(meta, steps).await {
+            Ok(()) => {
+                self.uploading.lock().expect("no panic happens under this lock").remove(&job);
+                tracing::info!(%job, "the package is whole");
+            }
+            Err(failure) => tracing::info!(%job, %failure, "the upload has ended early"),
+        }
+    }
+
+    async fn receive(&self, meta: FileMeta, steps: StepPort) -> Result<(), Failure> {
+        let (store, owner, summary, transfer, job) =
+            (self.desk.store.clone(), self.owner.clone(), meta.manifest, meta.transfer, meta.job.clone());
+        let begun = tokio::task::spawn_blocking(move || store.begin(&owner, &summary)).await;
+        let begun = match begun.map_err(|error| Failure::new(Code::Internal, format!("beginning a package ended unexpectedly: {error}")))? {
+            Ok(begun) => begun,
+            Err(failure) => {
+                let _ = steps.tx.send(Step::Refused(FileRefused { transfer, failure: failure.clone() })).await;
+                return Err(failure);
+            }
+        };
+        let package = receive(meta, begun, &self.pool, steps, watch::Sender::new(Progress::default())).await?;
+        let path: PathBuf = package.path().to_owned();
+        self.desk.jobs.uploaded(&job, &path)
+    }
+}
+
+/// Sends a journal from a seq on, to its end.
+async fn follow(
+    path: PathBuf,
+    mut appended: watch::Receiver<u64>,
+    job: JobId,
+    from: u64,
+    progress: ChannelSender,
+    out: mpsc::Sender<ToClient>,
+) -> Result<(), Failure> {
+    let mut reader = JournalReader::from_seq(&path, from)?;
+    let mut caught_up = false;
+    loop {
+        if !caught_up && reader.next_seq() > *appended.borrow() {
+            caught_up = true;
+            let seq = reader.next_seq() - 1;
+            let _ = out.send(ToClient::CaughtUp(CaughtUp { job: job.clone(), seq })).await;
+        }
+        let entries = reader.wait(&mut appended, READ_AHEAD).await?;
+        if entries.is_empty() {
+            return Ok(());
+        }
+        for entry in entries {
+            let last = matches!(entry.event, JobEvent::JobEnded { .. });
+            progress.send_text(&ToClient::journal(job.clone(), entry).encode()).await?;
+            if last {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Tells the client how far one command is, from the journal, to its end.
+async fn report_command(
+    path: PathBuf,
+    mut appended: watch::Receiver<u64>,
+    job: JobId,
+    wanted: CommandId,
+    out: mpsc::Sender<ToClient>,
+) -> Result<(), Failure> {
+    use shared::domain::job::CommandState;
+    let mut reader = JournalReader::from_seq(&path, 1)?;
+    loop {
+        let entries = reader.wait(&mut appended, READ_AHEAD).await?;
+        if entries.is_empty() {
+            return Ok(());
+        }
+        for entry in entries {
+            match entry.event {
+                JobEvent::CommandAdvanced { id, state, message, .. } if id == wanted => {
+                    let told = out.send(ToClient::ControlState(ControlState { job: job.clone(), id, state, message })).await;
+                    if told.is_err() || matches!(state, CommandState::Observed | CommandState::Refused) {
+                        return Ok(());
+                    }
+                }
+                JobEvent::JobEnded { .. } => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn read(message: &[u8]) -> Result<ToWorker, Failure> {
+    let text = std::str::from_utf8(message).map_err(|_| Failure::new(Code::InvalidRequest, "it sent something that is no text"))?;
+    ToWorker::decode(text)
+}
+
+fn gone(why: &str) -> Failure {
+    Failure::new(Code::NoConnection, why)
+}
