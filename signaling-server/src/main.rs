@@ -1,2 +1,80 @@
-//! Placeholder
-fn main() {}
+//! `webrtc-server`: reads the command line, listens, serves until SIGTERM or SIGINT.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use shared::{
+    domain::error::{Code, Failure},
+    runtime::{shutdown::Shutdown, telemetry},
+};
+use signaling_server::{
+    api::{
+        self,
+        cli::{Addresses, Args, Listening},
+    },
+    runtime::server::Server,
+};
+use tokio::net::TcpListener;
+
+/// Two threads serve thousands of sockets, and a small server stays small.
+const THREADS: usize = 2;
+const STACK_BYTES: usize = 512 * 1024;
+/// For the store's file; it has one writer.
+const BLOCKING_THREADS: usize = 4;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let started = telemetry::init("webrtc-server", args.verbose, None).map_err(anyhow::Error::from).and_then(|()| start(args));
+    match started {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("webrtc-server: {error:#}");
+            ExitCode::from(error.downcast_ref::<Failure>().map_or(Code::Internal, |failure| failure.code).exit_code())
+        }
+    }
+}
+
+fn start(args: Args) -> anyhow::Result<()> {
+    let json = args.json;
+    let start = args.resolve()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_stack_size(STACK_BYTES)
+        .enable_all()
+        .build()
+        .context("the runtime cannot start")?;
+    runtime.block_on(async {
+        let (listeners, listening) = bind(start.addresses).await?;
+        let shutdown = Shutdown::new();
+        shutdown.listen_for_signals()?;
+        let data_dir = start.config.data_dir.clone();
+        let server = Server::open(start.config, shutdown.token.clone())?;
+        // stdout is for data; whoever started us may wait for this line.
+        println!("{}", if json { listening.to_json() } else { listening.to_string() });
+        tracing::info!(http = %listening.http, ws = %listening.ws, ?data_dir, "listening");
+        api::serve(server, listeners, shutdown).await;
+        tracing::info!("stopped");
+        Ok(())
+    })
+}
+
+async fn bind(addresses: Addresses) -> anyhow::Result<(Vec<TcpListener>, Listening)> {
+    let listen = async |address| {
+        let failure = |error| Failure::new(Code::Unavailable, format!("cannot listen on {address}: {error}; choose another address"));
+        TcpListener::bind(address).await.map_err(failure)
+    };
+    Ok(match addresses {
+        Addresses::One(address) => {
+            let one = listen(address).await?;
+            let bound = one.local_addr()?;
+            (vec![one], Listening { http: bound, ws: bound })
+        }
+        Addresses::Two { http, ws } => {
+            let (http, ws) = (listen(http).await?, listen(ws).await?);
+            let listening = Listening { http: http.local_addr()?, ws: ws.local_addr()? };
+            (vec![http, ws], listening)
+        }
+    })
+}

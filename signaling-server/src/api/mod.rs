@@ -1,0 +1,41 @@
+//! What people and peers touch: the command line, the REST routes, the WebSocket.
+//!
+//! * [`run`]: the whole server as one future; the listeners and the end are arguments
+//! * [`cli`]; [`http`] (the table of routes), [`handlers`]; [`ws`]; [`openapi`]; [`extract`], [`error`]
+
+pub mod cli;
+pub mod error;
+pub mod extract;
+pub mod handlers;
+pub mod http;
+pub mod openapi;
+pub mod ws;
+
+use std::sync::Arc;
+
+use shared::{domain::error::Failure, runtime::shutdown::Shutdown};
+use tokio::{net::TcpListener, sync::Semaphore};
+
+use crate::runtime::{config::Config, listen, server::Server};
+
+/// The whole server: opens the store and the signing key, then [`serve`]s.
+///
+/// # Errors
+/// When the store or the signing key cannot be opened.
+pub async fn run(config: Config, listeners: Vec<TcpListener>, shutdown: Shutdown) -> Result<(), Failure> {
+    serve(Server::open(config, shutdown.token.clone())?, listeners, shutdown).await;
+    Ok(())
+}
+
+/// Serves REST and WebSocket on every listener until the shutdown's token is cancelled; then closes each WebSocket with 1012 and
+/// waits for all to end, within the configured budget.
+pub async fn serve(server: Arc<Server>, listeners: Vec<TcpListener>, shutdown: Shutdown) {
+    let router = http::router(server.clone(), shutdown.tracker.clone());
+    let connections = Arc::new(Semaphore::new(server.config.limits.connections));
+    for listener in listeners {
+        shutdown.spawn(listen::serve(listener, router.clone(), connections.clone(), server.config.timing.head, shutdown.clone()));
+    }
+    shutdown.spawn(server.clone().sweep());
+    shutdown.token.cancelled().await;
+    shutdown.drain(server.config.timing.drain).await;
+}

@@ -1,0 +1,8 @@
+//! What the signaling server decides: no I/O, no clock, no randomness.
+//!
+//! * [`grant`]: the room record, who owns what in it, and when it ends
+//! * [`rooms`]: who is connected to which room right now, and what happens to each message
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod grant;
+pub mod rooms;

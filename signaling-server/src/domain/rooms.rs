@@ -1,0 +1,474 @@
+//! Who is connected to which room of this process, and what happens to each message.
+//!
+//! A pure machine: sockets are numbers, and what it wants done comes back as [`Output`]s.
+//! * [`Rooms::join`]: after admission; the newest socket of a peer wins, the old one is closed
+//! * [`Rooms::message`]: from a registered socket; the sender is whoever joined with that socket
+//! * [`Rooms::leave`]: tells the peers that had exchanged messages with it
+//! * [`Rooms::expel`]: when a peer or a room was deleted
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use shared::domain::{
+    error::{Code, Failure},
+    id::{PeerId, RoomId},
+    signal::{Filters, Metadata, PeerInfo, Role, ToPeer, ToServer},
+};
+
+use super::grant::{Identity, Refusal};
+
+/// One socket of this process, never used twice.
+pub type SocketId = u64;
+
+/// The most peers that a list names.
+pub const MAX_LISTED: usize = 100;
+/// The most bytes of a list, so that it fits one message with room for the rest of it.
+const MAX_LISTED_BYTES: usize = 48 * 1024;
+/// The most bytes of a peer's metadata as JSON.
+pub const MAX_METADATA: usize = 16 * 1024;
+
+/// Why the server closes a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Closing {
+    /// The peer went away by itself.
+    Gone,
+    /// The server is going down; come back soon.
+    Restarting,
+    /// The same peer has connected again.
+    Replaced,
+    /// The peer or its room was deleted.
+    Expelled,
+    /// No registration in time, or nothing heard for too long.
+    Silent,
+    /// The registration was refused too often.
+    Refused,
+    /// Too many messages.
+    Flooding,
+    /// It does not read what it is sent.
+    Slow,
+    /// A binary message.
+    Binary,
+    /// A message over the limit.
+    TooLarge,
+    /// A text that is not UTF-8.
+    NotText,
+    /// Not WebSocket.
+    Protocol,
+}
+
+impl Closing {
+    /// The close code: RFC 6455 §7.4.1 where it has one, 4000 + the nearest HTTP status where not.
+    pub fn code(self) -> u16 {
+        match self {
+            Closing::Gone => 1000,
+            Closing::Protocol => 1002,
+            Closing::Binary => 1003,
+            Closing::NotText => 1007,
+            Closing::TooLarge => 1009,
+            Closing::Restarting => 1012,
+            Closing::Refused => 4403,
+            Closing::Silent => 4408,
+            Closing::Replaced => 4409,
+            Closing::Expelled => 4410,
+            Closing::Flooding => 4429,
+            Closing::Slow => 4413,
+        }
+    }
+
+    /// One short sentence for the peer.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Closing::Gone => "goodbye",
+            Closing::Restarting => "the server restarts; reconnect",
+            Closing::Replaced => "the same peer has connected again",
+            Closing::Expelled => "the peer or its room was deleted",
+            Closing::Silent => "nothing was heard for too long",
+            Closing::Refused => "the registration was refused too often",
+            Closing::Flooding => "too many messages",
+            Closing::Slow => "messages were not read",
+            Closing::Binary => "only text messages are spoken here",
+            Closing::TooLarge => "the message is too large",
+            Closing::NotText => "the text is not UTF-8",
+            Closing::Protocol => "this is not WebSocket",
+        }
+    }
+}
+
+/// What a peer joins with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Member {
+    /// Its id.
+    pub peer: PeerId,
+    /// What it is.
+    pub role: Role,
+    /// What it says about itself.
+    pub metadata: Metadata,
+    /// Who it is.
+    pub owner: Identity,
+}
+
+/// What the machine wants done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// Tell this socket. When it has no space left, it is closed.
+    Send {
+        /// Whom.
+        to: SocketId,
+        /// What.
+        message: ToPeer,
+    },
+    /// Bring one peer's message to another. When that one has no space left, tell the sender.
+    Deliver {
+        /// Whose message it is.
+        from: SocketId,
+        /// The receiver's socket.
+        to: SocketId,
+        /// The receiver.
+        target: PeerId,
+        /// What.
+        message: ToPeer,
+    },
+    /// The receiver is not connected here; perhaps to another process.
+    Forward {
+        /// Whose message it is.
+        from: SocketId,
+        /// The room of both.
+        room: RoomId,
+        /// The receiver.
+        target: PeerId,
+        /// What.
+        message: ToPeer,
+    },
+    /// Close this socket; it is no longer in a room.
+    Close {
+        /// Which.
+        socket: SocketId,
+        /// Why.
+        why: Closing,
+    },
+}
+
+struct Live {
+    socket: SocketId,
+    member: Member,
+    metadata_bytes: usize,
+    /// Who has exchanged messages with it and is still here; each is in the other's set.
+    contacts: BTreeSet<PeerId>,
+}
+
+/// The connected peers of this process.
+#[derive(Default)]
+pub struct Rooms {
+    rooms: HashMap<RoomId, BTreeMap<PeerId, Live>>,
+    sockets: HashMap<SocketId, (RoomId, PeerId)>,
+    peers_per_room: usize,
+}
+
+impl Rooms {
+    /// No rooms; each may have this many connected peers.
+    pub fn new(peers_per_room: usize) -> Self {
+        Rooms { peers_per_room, ..Self::default() }
+    }
+
+    /// How many rooms have a connected peer.
+    pub fn len(&self) -> usize {
+        self.rooms.len()
+    }
+
+    /// Whether nobody is connected.
+    pub fn is_empty(&self) -> bool {
+        self.rooms.is_empty()
+    }
+
+    /// The room and the peer of a socket.
+    pub fn member(&self, socket: SocketId) -> Option<(&RoomId, &Member)> {
+        let (room, peer) = self.sockets.get(&socket)?;
+        Some((room, &self.rooms.get(room)?.get(peer)?.member))
+    }
+
+    /// The rooms in which `caller` is connected as `peer`.
+    pub fn rooms_of(&self, peer: &PeerId, caller: &Identity) -> Vec<RoomId> {
+        let is_callers = |live: &Live| live.member.owner.is(caller);
+        self.rooms.iter().filter(|(_, peers)| peers.get(peer).is_some_and(is_callers)).map(|(room, _)| room.clone()).collect()
+    }
+
+    /// A socket whose peer the room has admitted. An older socket of the same peer is closed; its contacts stay the peer's.
+    ///
+    /// # Errors
+    /// [`Code::PeerIdTaken`], [`Code::TooLarge`] (metadata), [`Code::Unavailable`] (room full).
+    pub fn join(&mut self, socket: SocketId, room: &RoomId, member: Member) -> Result<Vec<Output>, Failure> {
+        let metadata_bytes = checked_metadata(&member.metadata)?;
+        let peers = self.rooms.entry(room.clone()).or_default();
+        let full = peers.len() >= self.peers_per_room;
+        let mut outputs = Vec::new();
+        let contacts = match peers.get(&member.peer) {
+            Some(old) if !old.member.owner.is(&member.owner) => return Err(Refusal::PeerTaken.into()),
+            Some(old) => {
+                self.sockets.remove(&old.socket);
+                outputs.push(Output::Close { socket: old.socket, why: Closing::Replaced });
+                old.contacts.clone()
+            }
+            None if full => return Err(Failure::new(Code::Unavailable, "the room is full; try again when a peer has left")),
+            None => BTreeSet::new(),
+        };
+        self.sockets.insert(socket, (room.clone(), member.peer.clone()));
+        peers.insert(member.peer.clone(), Live { socket, member, metadata_bytes, contacts });
+        Ok(outputs)
+    }
+
+    /// A socket that has ended. Without effect when it was replaced or expelled before.
+    pub fn leave(&mut self, socket: SocketId) -> Vec<Output> {
+        let Some((room, peer)) = self.sockets.remove(&socket) else { return Vec::new() };
+        self.remove(&room, &peer).map(|(_, outputs)| outputs).unwrap_or_default()
+    }
+
+    /// Closes the sockets of one peer of a room, or of all.
+    pub fn expel(&mut self, room: &RoomId, peer: Option<&PeerId>) -> Vec<Output> {
+        let peers: Vec<PeerId> = match (peer, self.rooms.get(room)) {
+            (Some(peer), _) => vec![peer.clone()],
+            (None, Some(peers)) => peers.keys().cloned().collect(),
+            (None, None) => Vec::new(),
+        };
+        let mut outputs = Vec::new();
+        for peer in peers {
+            if let Some((socket, told)) = self.remove(room, &peer) {
+                self.sockets.remove(&socket);
+                outputs.extend(told);
+                outputs.push(Output::Close { socket, why: Closing::Expelled });
+            }
+        }
+        outputs
+    }
+
+    fn remove(&mut self, room: &RoomId, peer: &PeerId) -> Option<(SocketId, Vec<Output>)> {
+        let peers = self.rooms.get_mut(room)?;
+        let gone = peers.remove(peer)?;
+        let mut outputs = Vec::new();
+        for contact in &gone.contacts {
+            if let Some(live) = peers.get_mut(contact) {
+                live.contacts.remove(peer);
+                outputs.push(Output::Send { to: live.socket, message: ToPeer::PeerLeft { peer_id: peer.clone() } });
+            }
+        }
+        if peers.is_empty() {
+            self.rooms.remove(room);
+        }
+        Some((gone.socket, outputs))
+    }
+
+    /// A message from a registered socket. `renew` is not for this machine: it is about the stored room.
+    pub fn message(&mut self, socket: SocketId, message: ToServer) -> Vec<Output> {
+        let Some((room, sender)) = self.sockets.get(&socket).cloned() else { return Vec::new() };
+        match message {
+            ToServer::Offer { target, sdp } => self.relay(socket, room, &sender, target, ToPeer::Offer { sender: sender.clone(), sdp }),
+            ToServer::Answer { target, sdp } => self.relay(socket, room, &sender, target, ToPeer::Answer { sender: sender.clone(), sdp }),
+            ToServer::Candidate { target, candidate } => {
+                self.relay(socket, room, &sender, target, ToPeer::Candidate { sender: sender.clone(), candidate })
+            }
+            ToServer::PeerMessage { to_peer_id, payload } => {
+                let message = ToPeer::PeerMessage { from_peer_id: sender.clone(), to_peer_id: to_peer_id.clone(), payload };
+                self.relay(socket, room, &sender, to_peer_id, message)
+            }
+            ToServer::DiscoverPeers { filters } => {
+                let (count, peers) = self.peers(&room, &sender, &filters);
+                vec![Output::Send { to: socket, message: ToPeer::PeerList { count, peers } }]
+            }
+            ToServer::UpdateMetadata { metadata } => {
+                let message = self.update_metadata(&room, &sender, metadata).map_or_else(error, |()| ToPeer::MetadataUpdated);
+                vec![Output::Send { to: socket, message }]
+            }
+            ToServer::Register { .. } | ToServer::Prove { .. } => refuse(socket, "this socket is registered already; open another one"),
+            ToServer::Renew | ToServer::Unknown => refuse(socket, "no message type that this server knows"),
+        }
+    }
+
+    fn relay(&mut self, from: SocketId, room: RoomId, sender: &PeerId, target: PeerId, message: ToPeer) -> Vec<Output> {
+        let Some(peers) = self.rooms.get_mut(&room) else { return Vec::new() };
+        let Some(live) = peers.get_mut(&target) else { return vec![Output::Forward { from, room, target, message }] };
+        let to = live.socket;
+        live.contacts.insert(sender.clone());
+        if let Some(live) = peers.get_mut(sender) {
+            live.contacts.insert(target.clone());
+        }
+        vec![Output::Deliver { from, to, target, message }]
+    }
+
+    /// A message that came from another process for a peer that may be here: the socket to deliver it to.
+    pub fn socket_of(&self, room: &RoomId, peer: &PeerId) -> Option<SocketId> {
+        Some(self.rooms.get(room)?.get(peer)?.socket)
+    }
+
+    fn update_metadata(&mut self, room: &RoomId, peer: &PeerId, metadata: Metadata) -> Result<(), Failure> {
+        let bytes = checked_metadata(&metadata)?;
+        if let Some(live) = self.rooms.get_mut(room).and_then(|peers| peers.get_mut(peer)) {
+            live.metadata_bytes = bytes;
+            live.member.metadata = metadata;
+        }
+        Ok(())
+    }
+
+    /// How many other peers match, and the first of them, workers first: at most [`MAX_LISTED`], and as many as fit a message.
+    pub fn peers(&self, room: &RoomId, asker: &PeerId, filters: &Filters) -> (usize, Vec<PeerInfo>) {
+        let others = self.rooms.get(room).into_iter().flatten().filter(|(peer, _)| *peer != asker);
+        let matching: Vec<&Live> =
+            others.map(|(_, live)| live).filter(|live| filters.role.is_none_or(|role| role == live.member.role)).collect();
+        (matching.len(), list(matching))
+    }
+
+    /// All peers of a room, under the same limits.
+    pub fn all_peers(&self, room: &RoomId) -> Vec<PeerInfo> {
+        list(self.rooms.get(room).into_iter().flat_map(BTreeMap::values).collect())
+    }
+}
+
+fn list(mut peers: Vec<&Live>) -> Vec<PeerInfo> {
+    peers.sort_by_key(|live| live.member.role != Role::Worker);
+    let mut budget = MAX_LISTED_BYTES;
+    let fits = |live: &&Live| {
+        // Names and braces around the metadata take less than 150 bytes.
+        let size = live.metadata_bytes + 150;
+        let fits = size <= budget;
+        budget = budget.saturating_sub(size);
+        fits
+    };
+    let listed = peers.into_iter().take(MAX_LISTED).take_while(fits);
+    let info = |live: &Live| PeerInfo { peer_id: live.member.peer.clone(), role: live.member.role, metadata: live.member.metadata.clone() };
+    listed.map(info).collect()
+}
+
+fn checked_metadata(metadata: &Metadata) -> Result<usize, Failure> {
+    let bytes = serde_json::to_string(metadata).map_or(usize::MAX, |text| text.len());
+    if bytes > MAX_METADATA {
+        return Err(Failure::new(Code::TooLarge, format!("the metadata has {bytes} bytes as JSON; at most {MAX_METADATA} are allowed")));
+    }
+    Ok(bytes)
+}
+
+fn error(failure: Failure) -> ToPeer {
+    ToPeer::Error { code: failure.code, message: failure.message, target: None }
+}
+
+fn refuse(socket: SocketId, why: &str) -> Vec<Output> {
+    vec![Output::Send { to: socket, message: error(Failure::new(Code::InvalidRequest, why)) }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn id<T: std::str::FromStr<Err = Failure>>(text: &str) -> T {
+        text.parse().unwrap()
+    }
+
+    fn member(peer: &str, subject: &str) -> Member {
+        let role = if peer.starts_with('w') { Role::Worker } else { Role::Client };
+        Member { peer: id(peer), role, metadata: Metadata::new(), owner: Identity { subject: subject.into(), key: None } }
+    }
+
+    /// Worker `w` (socket 1) and client `c` (socket 2) in room `r`.
+    fn pair() -> Rooms {
+        let mut rooms = Rooms::new(3);
+        rooms.join(1, &id("r"), member("w", "ws")).unwrap();
+        rooms.join(2, &id("r"), member("c", "cs")).unwrap();
+        rooms
+    }
+
+    fn offer(target: &str) -> ToServer {
+        ToServer::Offer { target: id(target), sdp: json!("sealed") }
+    }
+
+    fn left(to: SocketId, peer: &str) -> Output {
+        Output::Send { to, message: ToPeer::PeerLeft { peer_id: id(peer) } }
+    }
+
+    #[test]
+    fn the_sender_is_whoever_holds_the_socket() {
+        let message = ToPeer::Offer { sender: id("c"), sdp: json!("sealed") };
+        assert_eq!(pair().message(2, offer("w")), [Output::Deliver { from: 2, to: 1, target: id("w"), message }]);
+    }
+
+    #[test]
+    fn rooms_do_not_see_each_other() {
+        let mut rooms = pair();
+        rooms.join(3, &id("other"), member("x", "xs")).unwrap();
+        assert!(matches!(rooms.message(3, offer("w"))[..], [Output::Forward { from: 3, .. }]));
+        assert_eq!(rooms.peers(&id("other"), &id("x"), &Filters::default()), (0, vec![]));
+    }
+
+    #[test]
+    fn only_peers_that_talked_hear_that_one_left() {
+        let mut rooms = pair();
+        rooms.join(3, &id("r"), member("d", "ds")).unwrap();
+        rooms.message(2, offer("w"));
+        assert_eq!(rooms.leave(1), [left(2, "w")]);
+        assert_eq!(rooms.leave(2), []);
+        assert_eq!(rooms.leave(2), []);
+        rooms.leave(3);
+        assert!(rooms.is_empty());
+    }
+
+    #[test]
+    fn the_owners_new_socket_closes_the_old_one_and_keeps_the_contacts() {
+        let mut rooms = pair();
+        rooms.message(2, offer("w"));
+        let outputs = rooms.join(9, &id("r"), member("w", "ws")).unwrap();
+        assert_eq!(outputs, [Output::Close { socket: 1, why: Closing::Replaced }]);
+        assert_eq!(rooms.leave(1), [], "the replaced socket takes nobody with it");
+        assert_eq!(rooms.message(1, offer("c")), []);
+        assert_eq!(rooms.leave(9), [left(2, "w")]);
+    }
+
+    #[test]
+    fn somebody_else_cannot_take_a_connected_peer_id() {
+        let mut rooms = pair();
+        assert_eq!(rooms.join(3, &id("r"), member("w", "thief")).unwrap_err().code, Code::PeerIdTaken);
+        assert_eq!(rooms.socket_of(&id("r"), &id("w")), Some(1));
+    }
+
+    #[test]
+    fn a_full_room_takes_nobody_new_and_its_own_again() {
+        let mut rooms = pair();
+        rooms.join(3, &id("r"), member("d", "ds")).unwrap();
+        assert_eq!(rooms.join(4, &id("r"), member("e", "es")).unwrap_err().code, Code::Unavailable);
+        rooms.join(5, &id("r"), member("d", "ds")).unwrap();
+    }
+
+    #[test]
+    fn expelling_tells_the_others_and_closes_the_socket() {
+        let mut rooms = pair();
+        rooms.message(2, offer("w"));
+        assert_eq!(rooms.expel(&id("r"), Some(&id("c"))), [left(1, "c"), Output::Close { socket: 2, why: Closing::Expelled }]);
+        assert_eq!(rooms.expel(&id("r"), None), [Output::Close { socket: 1, why: Closing::Expelled }]);
+        assert!(rooms.is_empty() && rooms.member(1).is_none());
+    }
+
+    #[test]
+    fn lists_name_workers_first_and_fit_a_message() {
+        let mut rooms = Rooms::new(1000);
+        let text = "x".repeat(MAX_METADATA - 20);
+        for n in 0..20 {
+            let mut big = member(&format!("c{n}"), "s");
+            big.metadata.insert("note".into(), json!(text));
+            rooms.join(n, &id("r"), big).unwrap();
+        }
+        rooms.join(50, &id("r"), member("w", "ws")).unwrap();
+        let (count, peers) = rooms.peers(&id("r"), &id("c0"), &Filters::default());
+        assert_eq!((count, peers[0].peer_id.as_str()), (20, "w"));
+        let encoded = shared::domain::signal::encode(&ToPeer::PeerList { count, peers });
+        assert!(encoded.len() < shared::domain::signal::MAX_MESSAGE, "{}", encoded.len());
+        let workers = rooms.peers(&id("r"), &id("c0"), &Filters { role: Some(Role::Worker) });
+        assert_eq!(workers.0, 1);
+    }
+
+    #[test]
+    fn metadata_is_replaced_unless_it_is_too_large() {
+        let mut rooms = pair();
+        let metadata: Metadata = serde_json::from_value(json!({"status": "busy"})).unwrap();
+        let answer = rooms.message(1, ToServer::UpdateMetadata { metadata: metadata.clone() });
+        assert_eq!(answer, [Output::Send { to: 1, message: ToPeer::MetadataUpdated }]);
+        let big = serde_json::from_value(json!({"x": "x".repeat(MAX_METADATA)})).unwrap();
+        let answer = rooms.message(1, ToServer::UpdateMetadata { metadata: big });
+        assert!(matches!(&answer[..], [Output::Send { message: ToPeer::Error { code: Code::TooLarge, .. }, .. }]));
+        assert_eq!(rooms.peers(&id("r"), &id("c"), &Filters::default()).1[0].metadata, metadata);
+    }
+}

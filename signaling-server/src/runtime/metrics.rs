@@ -1,0 +1,118 @@
+//! What is counted, and its Prometheus text. One registry for each server, not one for the process, so that tests do not share it.
+
+use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, SharedString, Unit};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use shared::domain::error::Code;
+
+use crate::domain::rooms::Closing;
+
+const METADATA: Metadata<'_> = Metadata::new("signaling_server", Level::INFO, None);
+const REFUSALS: &str = "webrtc_server_refusals_total";
+const CLOSED: &str = "webrtc_server_sockets_closed_total";
+
+/// The counters and gauges.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+    /// Rooms with a connected peer.
+    pub rooms: Gauge,
+    /// Open WebSockets.
+    pub sockets: Gauge,
+    /// Anonymous users made.
+    pub sign_ins: Counter,
+    /// Rooms made.
+    pub rooms_created: Counter,
+    /// Rooms deleted by their owner.
+    pub rooms_deleted: Counter,
+    /// Rooms removed after their expiry.
+    pub rooms_swept: Counter,
+    /// Successful registrations.
+    pub registrations: Counter,
+    /// Messages brought from one peer to another.
+    pub relayed: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Everything at zero.
+    pub fn new() -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        let counter = |name: &'static str, about: &'static str| {
+            recorder.describe_counter(name.into(), Some(Unit::Count), SharedString::const_str(about));
+            recorder.register_counter(&Key::from_static_name(name), &METADATA)
+        };
+        let gauge = |name: &'static str, about: &'static str| {
+            recorder.describe_gauge(name.into(), Some(Unit::Count), SharedString::const_str(about));
+            recorder.register_gauge(&Key::from_static_name(name), &METADATA)
+        };
+        let rooms = gauge("webrtc_server_rooms", "Rooms with a connected peer");
+        let sockets = gauge("webrtc_server_sockets", "Open WebSockets");
+        rooms.set(0.0);
+        sockets.set(0.0);
+        let metrics = Metrics {
+            rooms,
+            sockets,
+            sign_ins: counter("webrtc_server_sign_ins_total", "Anonymous users made"),
+            rooms_created: counter("webrtc_server_rooms_created_total", "Rooms made"),
+            rooms_deleted: counter("webrtc_server_rooms_deleted_total", "Rooms deleted by their owner"),
+            rooms_swept: counter("webrtc_server_rooms_swept_total", "Rooms removed after their expiry"),
+            registrations: counter("webrtc_server_registrations_total", "Successful registrations"),
+            relayed: counter("webrtc_server_messages_relayed_total", "Messages brought from one peer to another"),
+            handle,
+            recorder,
+        };
+        metrics.recorder.describe_counter(REFUSALS.into(), Some(Unit::Count), "Requests and messages refused, by code".into());
+        metrics.recorder.describe_counter(CLOSED.into(), Some(Unit::Count), "WebSockets closed, by close code".into());
+        metrics
+    }
+
+    /// Counts a refusal under its stable code.
+    pub fn refused(&self, code: Code) {
+        let name = serde_json::to_value(code).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default();
+        self.labelled(REFUSALS, Label::new("code", name));
+    }
+
+    /// Counts a closed socket under its close code.
+    pub fn closed(&self, why: Closing) {
+        self.labelled(CLOSED, Label::new("code", why.code().to_string()));
+    }
+
+    fn labelled(&self, name: &'static str, label: Label) {
+        self.recorder.register_counter(&Key::from_parts(name, vec![label]), &METADATA).increment(1);
+    }
+
+    /// The Prometheus text, version 0.0.4.
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_show_in_the_text() {
+        let metrics = Metrics::new();
+        metrics.refused(Code::RoomNotFound);
+        metrics.refused(Code::RoomNotFound);
+        metrics.closed(Closing::Flooding);
+        metrics.relayed.increment(3);
+        let text = metrics.render();
+        for line in [
+            "webrtc_server_refusals_total{code=\"ROOM_NOT_FOUND\"} 2",
+            "webrtc_server_sockets_closed_total{code=\"4429\"} 1",
+            "webrtc_server_messages_relayed_total 3",
+            "webrtc_server_sign_ins_total 0",
+            "webrtc_server_rooms 0",
+        ] {
+            assert!(text.contains(line), "{line} is missing in:\n{text}");
+        }
+    }
+}

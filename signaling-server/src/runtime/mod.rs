@@ -1,0 +1,20 @@
+//! What the signaling server does with sockets, disk, keys and the clock.
+//!
+//! * [`server`]: every operation, one method each; [`admission`]: how a socket gets into a room
+//! * [`hub`]: sockets ↔ rooms; [`relay`]: peers that are connected to another process
+//! * [`store`]: rooms that outlive the process; [`auth`], [`key`], [`proof`]: tokens and keys
+//! * [`rate`]: limits; [`metrics`]; [`listen`]: TCP and HTTP connections; [`clock`], [`config`]
+
+pub mod admission;
+pub mod auth;
+pub mod clock;
+pub mod config;
+pub mod hub;
+pub mod key;
+pub mod listen;
+pub mod metrics;
+pub mod proof;
+pub mod rate;
+pub mod relay;
+pub mod server;
+pub mod store;

@@ -1,0 +1,222 @@
+//! Every operation of the server, one method each; HTTP and WebSocket only translate.
+
+use std::sync::Arc;
+
+use shared::domain::{
+    error::{Code, Failure},
+    id::{PeerId, RoomId, Secret},
+    signal::{CreatedRoom, PeerInfo, SignIn},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    auth::Auth,
+    config::Config,
+    hub::Hub,
+    key::KeyPair,
+    metrics::Metrics,
+    proof::random_name,
+    rate::{Address, Rates, Sockets},
+    relay::OneProcess,
+    store::{MemoryStore, RedbStore, Store, StoreError},
+};
+use crate::domain::grant::{self, Change, Identity, PublicKey, Refusal, Room, TokenHash};
+
+/// How often a new room tries another id. With 128 random bits the first is free unless the randomness is broken.
+const ID_TRIES: usize = 3;
+
+/// The server's parts.
+pub struct Server {
+    /// What it was told.
+    pub config: Config,
+    /// Rooms that outlive the process.
+    pub store: Arc<dyn Store>,
+    /// Tokens.
+    pub auth: Auth,
+    /// Registered sockets.
+    pub hub: Arc<Hub>,
+    /// Limits on rates.
+    pub rates: Rates,
+    /// Open WebSockets.
+    pub sockets: Arc<Sockets>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Cancelled when the server goes down.
+    pub stop: CancellationToken,
+}
+
+impl Server {
+    /// Opens the store and the signing key in the data directory (made when missing), or in memory without one.
+    ///
+    /// # Errors
+    /// [`Code::BadFile`] when a file cannot be used.
+    pub fn open(config: Config, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
+        let (store, keys): (Arc<dyn Store>, KeyPair) = match &config.data_dir {
+            None => (Arc::new(MemoryStore::new()), KeyPair::ephemeral()?),
+            Some(dir) => {
+                create_private(dir)
+                    .map_err(|error| Failure::new(Code::BadFile, format!("cannot make the data directory {}: {error}", dir.display())))?;
+                (Arc::new(RedbStore::open(&dir.join("rooms.redb"))?), KeyPair::load_or_create(dir)?)
+            }
+        };
+        let metrics = Arc::new(Metrics::new());
+        let hub = Hub::new(config.limits.peers_per_room, Arc::new(OneProcess), metrics.clone(), stop.clone());
+        Ok(Arc::new(Server {
+            auth: Auth::local(&keys, config.token_ttl)?,
+            rates: Rates::new(&config.limits),
+            sockets: Arc::default(),
+            config,
+            store,
+            hub,
+            metrics,
+            stop,
+        }))
+    }
+
+    /// Unix seconds.
+    pub fn now(&self) -> u64 {
+        self.config.clock.now()
+    }
+
+    /// The caller that a bearer token stands for.
+    ///
+    /// # Errors
+    /// [`Code::Unauthorized`].
+    pub fn caller(&self, id_token: &str) -> Result<Identity, Failure> {
+        Ok(Identity { subject: self.auth.verify(id_token, self.now())?, key: None })
+    }
+
+    /// A new anonymous user.
+    ///
+    /// # Errors
+    /// [`Code::RateLimited`], [`Code::Unavailable`].
+    pub fn sign_in(&self, from: Address) -> Result<SignIn, Failure> {
+        self.rates.sign_in(from)?;
+        let sign_in = self.auth.sign_in(self.now())?;
+        self.metrics.sign_ins.increment(1);
+        tracing::debug!(username = sign_in.username, %from, "signed in");
+        Ok(sign_in)
+    }
+
+    /// A new room of the caller's.
+    ///
+    /// # Errors
+    /// [`Code::RateLimited`], [`Code::InvalidRequest`], [`Code::Unavailable`].
+    pub async fn create_room(
+        &self,
+        from: Address,
+        caller: Identity,
+        ttl: Option<u64>,
+        key: Option<PublicKey>,
+    ) -> Result<CreatedRoom, Failure> {
+        self.rates.create_room(from)?;
+        let ttl = grant::checked_ttl(ttl, self.config.room_ttl)?;
+        let owner = Identity { key, ..caller };
+        let token = random_name()?;
+        for _ in 0..ID_TRIES {
+            let id: RoomId = random_name()?.parse()?;
+            let room = Room::new(id.clone(), owner.clone(), TokenHash::of(&token), self.now(), ttl);
+            let expires_at = room.expires_at;
+            match self.store.create(self.now(), room).await {
+                Err(StoreError::Exists) => continue,
+                created => created?,
+            }
+            self.metrics.rooms_created.increment(1);
+            tracing::info!(room = %id, owner = owner.subject, ttl, "room created");
+            return Ok(CreatedRoom { room_id: id, token: Secret::new(token), expires_at });
+        }
+        Err(StoreError::Exists.into())
+    }
+
+    /// A room of the caller's, and who is connected to it. Somebody else's room looks like none.
+    ///
+    /// # Errors
+    /// [`Code::RoomNotFound`], [`Code::Unavailable`].
+    pub async fn room(&self, caller: &Identity, id: &RoomId) -> Result<(Room, Vec<PeerInfo>), Failure> {
+        let room = self.store.get(self.now(), id).await?.filter(|room| room.owner.is(caller)).ok_or(Refusal::NoRoom)?;
+        Ok((room, self.hub.peers(id)))
+    }
+
+    /// Lets the caller's room admit for longer; returns when it stops.
+    ///
+    /// # Errors
+    /// [`Code::RoomNotFound`], [`Code::Forbidden`], [`Code::InvalidRequest`], [`Code::Unavailable`].
+    pub async fn renew(&self, caller: &Identity, id: &RoomId, ttl: Option<u64>) -> Result<u64, Failure> {
+        let ttl = ttl.map(|ttl| grant::checked_ttl(Some(ttl), ttl)).transpose()?;
+        let room = self.store.change(self.now(), id, caller, Change::Renew { ttl }).await?;
+        tracing::info!(room = %id, expires_at = room.expires_at, "room renewed");
+        Ok(room.expires_at)
+    }
+
+    /// Deletes the caller's room and closes its sockets. Connections between peers stay.
+    ///
+    /// # Errors
+    /// [`Code::RoomNotFound`], [`Code::Forbidden`], [`Code::Unavailable`].
+    pub async fn delete_room(&self, caller: &Identity, id: &RoomId) -> Result<(), Failure> {
+        self.store.delete(self.now(), id, caller).await?;
+        self.hub.expel(id, None);
+        self.metrics.rooms_deleted.increment(1);
+        tracing::info!(room = %id, "room deleted");
+        Ok(())
+    }
+
+    /// Frees a peer id and closes its socket: for the peer's owner or the room's.
+    ///
+    /// # Errors
+    /// [`Code::RoomNotFound`], [`Code::PeerNotFound`], [`Code::Forbidden`], [`Code::Unavailable`].
+    pub async fn delete_peer(&self, caller: &Identity, id: &RoomId, peer: &PeerId) -> Result<(), Failure> {
+        self.store.change(self.now(), id, caller, Change::Release { peer: peer.clone() }).await?;
+        self.hub.expel(id, Some(peer));
+        tracing::info!(room = %id, %peer, "peer deleted");
+        Ok(())
+    }
+
+    /// The one room that a request means which names only a peer, as the ancestor's do: where the caller is connected as that peer.
+    ///
+    /// # Errors
+    /// [`Code::PeerNotFound`] when there is none, [`Code::InvalidRequest`] when there are several.
+    pub fn room_of(&self, caller: &Identity, peer: &PeerId) -> Result<RoomId, Failure> {
+        match &self.hub.rooms_of(peer, caller)[..] {
+            [room] => Ok(room.clone()),
+            [] => Err(Failure::new(Code::PeerNotFound, "you have no such peer connected here; name its room_id")),
+            _ => Err(Failure::new(Code::InvalidRequest, "this peer is connected to several rooms; name the room_id")),
+        }
+    }
+
+    /// Whether the store answers.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`] when it does not.
+    pub async fn check_store(&self) -> Result<(), Failure> {
+        let id: RoomId = "health".parse()?;
+        self.store.get(self.now(), &id).await?;
+        Ok(())
+    }
+
+    /// Removes what is gone, from time to time, until the server goes down.
+    pub async fn sweep(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(self.config.timing.sweep);
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            self.rates.prune();
+            match self.store.sweep(self.now()).await {
+                Ok(0) => {}
+                Ok(swept) => {
+                    self.metrics.rooms_swept.increment(swept as u64);
+                    tracing::info!(swept, "expired rooms removed");
+                }
+                Err(error) => tracing::warn!(%error, "expired rooms could not be removed; trying again later"),
+            }
+        }
+    }
+}
+
+/// Makes the directory and its parents; what is new is for the owner only.
+fn create_private(dir: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
