@@ -1,4 +1,15 @@
 //! The client's values and decisions: no I/O, no clock.
+//!
+//! * [`event`]: what the runtime tells
+//! * [`view`]: events → what people see of them, as lines; [`text`], [`format`] and [`rate`] are its parts
+//! * [`submission`]: what a package is and what is wrong with one
+//! * [`select`]: which worker of a room
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod event;
+pub mod format;
+pub mod rate;
+pub mod select;
+pub mod submission;
+pub mod text;
+pub mod view;
