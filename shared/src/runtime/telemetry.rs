@@ -106,6 +106,24 @@ mod tests {
     }
 
     #[test]
+    fn no_filter_opens_what_would_log_messages() {
+        let buffer = Buffer::default();
+        let sink = buffer.clone();
+        let subscriber = registry()
+            .with(filter(Some("trace"), 0).unwrap())
+            .with(filter_fn(is_discreet))
+            .with(fmt::layer().with_writer(move || sink.clone()));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::trace!(target: "tungstenite::protocol", "canary");
+            tracing::debug!(target: "h2", "canary");
+            tracing::warn!(target: "tungstenite", "told");
+            tracing::trace!(target: "tungstenite_of_another_name", "told, too");
+        });
+        let log = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        assert!(log.contains("told, too") && log.contains("told\n") && !log.contains("canary"), "{log}");
+    }
+
+    #[test]
     fn a_panic_is_logged_without_the_data_in_it() {
         let buffer = Buffer::default();
         let sink = buffer.clone();

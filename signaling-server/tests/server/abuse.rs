@@ -183,7 +183,11 @@ async fn a_peer_that_does_not_read_is_busy_then_cut() {
 
 #[tokio::test]
 async fn one_address_has_a_share_of_sockets() {
-    let server = TestServer::start_with(|config| config.limits.sockets_per_address = 2).await;
+    let server = TestServer::start_with(|config| {
+        config.limits.sockets_per_address = 2;
+        config.limits.requests_per_minute = 1_000_000;
+    })
+    .await;
     let (_one, two) = (server.connect().await, server.connect().await);
     let refused = connect_async(format!("ws://{}/", server.address)).await.unwrap_err();
     assert!(matches!(&refused, tungstenite::Error::Http(response) if response.status() == 429), "{refused}");

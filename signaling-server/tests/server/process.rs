@@ -106,6 +106,21 @@ async fn sigterm_says_goodbye_and_exits_with_success() {
 }
 
 #[tokio::test]
+async fn a_second_signal_does_not_wait_for_anybody() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut program = start(dir.path(), &[]);
+    let owner = program.api.sign_in().await;
+    let room = program.api.create_room(&owner).await;
+    let mut worker = program.api.join(&room, &owner, "w").await;
+    // It never answers the close, so that the server waits for it a while.
+    let _deaf = program.api.join(&room, &owner, "c").await;
+    program.signal("TERM");
+    assert_eq!(worker.closed().await, 1012);
+    program.signal("INT");
+    assert_eq!(program.ended().await.code(), Some(130));
+}
+
+#[tokio::test]
 async fn no_secret_reaches_the_log_not_even_at_trace() {
     let dir = tempfile::tempdir().unwrap();
     let turn = r#"[{"urls":"turn:t.example","username":"u","credential":"canary-turn"}]"#;
@@ -136,6 +151,7 @@ async fn an_idle_server_is_small() {
     let status = std::fs::read_to_string(format!("/proc/{}/status", program.child.id())).unwrap();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     let kib: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+    println!("idle server: {kib} KiB resident");
     assert!(kib < 20 * 1024, "{kib} KiB");
 }
 
