@@ -613,7 +613,7 @@ async fn list(talk: &mut Conversation) -> Result<JobList, Failure> {
 }
 
 /// Waits for one answer; what else comes before it is of no use yet.
-async fn answer<T>(talk: &mut Conversation, mut take: impl FnMut(ToClient) -> Result<Result<T, Failure>, ToClient>) -> Result<T, Failure> {
+async fn answer<T>(talk: &mut Conversation, mut take: impl FnMut(ToClient) -> Option<Result<T, Failure>>) -> Result<T, Failure> {
     let waiting = async {
         loop {
             match talk.next().await {
