@@ -210,9 +210,9 @@ impl<'a> Planner<'a, '_, '_> {
 
     /// What shall be trained, in order of trust.
     fn candidates(&mut self) -> Result<Vec<Candidate>, Failure> {
-        let mut listed = self.from_jobs_yaml()?;
+        let mut listed = self.jobs_yaml_entries()?;
         if listed.is_empty() {
-            listed = self.from_script()?;
+            listed = self.script_entries()?;
         }
         if !self.spec.configs.is_empty() {
             let config_of = |view: &View<'_>, text: &str| view.find(text).map(|file| file.path.clone());
@@ -230,7 +230,7 @@ impl<'a> Planner<'a, '_, '_> {
         if listed.is_empty() { self.every_config() } else { Ok(listed) }
     }
 
-    fn from_jobs_yaml(&mut self) -> Result<Vec<Candidate>, Failure> {
+    fn jobs_yaml_entries(&mut self) -> Result<Vec<Candidate>, Failure> {
         let Some(file) = self.top_file(&["jobs.yaml", "jobs.yml"]) else { return Ok(Vec::new()) };
         let value = config::read_yaml(file.path.as_str(), &self.bytes(file)?)?;
         let Some(Value::List(entries)) = value.at("training") else { return Ok(Vec::new()) };
@@ -251,7 +251,7 @@ impl<'a> Planner<'a, '_, '_> {
         Ok(candidates)
     }
 
-    fn from_script(&mut self) -> Result<Vec<Candidate>, Failure> {
+    fn script_entries(&mut self) -> Result<Vec<Candidate>, Failure> {
         let Some(file) = self.top_file(&["train-script.sh"]) else { return Ok(Vec::new()) };
         let bytes = self.bytes(file)?;
         let jobs = script::parse(&String::from_utf8_lossy(&bytes))?;

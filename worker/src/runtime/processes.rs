@@ -102,19 +102,31 @@ pub fn adopt_orphans() {
 
 /// Ends the calling process's children except `keep`: what left its group. Gives how many there were.
 pub async fn end_adopted(keep: Option<u32>, grace: Duration) -> usize {
-    let found = adopted(keep).len();
+    let mut found = std::collections::BTreeSet::new();
     for (signal, wait) in [(Signal::TERM, grace), (Signal::KILL, KILL_WAIT)] {
-        for process in adopted(keep) {
-            if let Some(pid) = Pid::from_raw(process.pid) {
-                let _ = rustix::process::kill_process(pid, signal);
-            }
-        }
         let end = Instant::now() + wait;
-        while !adopted(keep).is_empty() && Instant::now() < end {
+        let mut told = std::collections::BTreeSet::new();
+        loop {
+            // Each look may find new ones: the children of those that have just ended.
+            let living = adopted(keep);
+            for process in &living {
+                found.insert(process.pid);
+                if told.insert(process.pid)
+                    && let Some(pid) = Pid::from_raw(process.pid)
+                {
+                    let _ = rustix::process::kill_process(pid, signal);
+                }
+            }
+            if living.is_empty() {
+                return found.len();
+            }
+            if Instant::now() >= end {
+                break;
+            }
             tokio::time::sleep(LOOK).await;
         }
     }
-    found
+    found.len()
 }
 
 /// The calling process's living children except `keep`; dead ones are reaped on the way.

@@ -81,10 +81,12 @@ impl TrainerLink {
     }
 
     /// Waits until the stop has been sent to a trainer that listens; for ever, if there is none.
-    pub async fn stop_sent(&self) {
+    pub fn stop_sent(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut sent = self.stop_sent.clone();
-        if sent.wait_for(|sent| *sent).await.is_err() {
-            std::future::pending::<()>().await;
+        async move {
+            if sent.wait_for(|sent| *sent).await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 

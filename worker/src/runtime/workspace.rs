@@ -346,7 +346,7 @@ mod tests {
             results: None,
         };
         job.set_record(&record).unwrap();
-        assert_eq!(workspace.jobs().unwrap(), [job.clone()]);
+        assert_eq!(workspace.jobs().unwrap(), std::slice::from_ref(&job));
         assert_eq!(job.record().unwrap(), record);
         assert_eq!(job.ended().unwrap(), None);
         fs::write(job.job_json(), "{\"job\": ").unwrap();
