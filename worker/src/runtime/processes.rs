@@ -49,12 +49,12 @@ impl Group {
         if self.boot != boot() {
             return Vec::new();
         }
-        let meant = |process: &Process| {
-            // A member cannot be older than the leader; a leader of another start time is another process under the same id.
-            let same = if process.pid == self.pgid { process.start == self.start } else { process.start >= self.start };
-            process.group == self.pgid && process.session == self.session && same && !process.zombie
-        };
-        all().filter(meant).map(|process| process.pid).collect()
+        let all: Vec<Process> = all().filter(|process| process.group == self.pgid && process.session == self.session).collect();
+        // A leader that started at another time: the id was used again. Without a leader, no member can be older than it was.
+        if all.iter().any(|process| process.pid == self.pgid && process.start != self.start) {
+            return Vec::new();
+        }
+        all.into_iter().filter(|process| process.start >= self.start && !process.zombie).map(|process| process.pid).collect()
     }
 
     /// Ends the group: SIGTERM, after `grace` SIGKILL. Gives the processes that are left even so.
