@@ -261,6 +261,10 @@ impl<'a> Running<'a> {
         while self.link.drain(&mut frames, DRAIN).await {
             self.take_frames(&mut frames);
         }
+        if self.link.was_stop_sent() {
+            // A trainer can end for it before we have heard that it was sent.
+            self.job.advance(Command::Stop, CommandState::Applied, "");
+        }
         self.tail_done.cancel();
         let mut lines = Vec::new();
         while self.lines.recv_many(&mut lines, BATCH).await > 0 {
