@@ -78,7 +78,7 @@ fn store() -> (TempDir, Store) {
 }
 
 /// Begins, or takes up, a package that is not whole.
-fn partial(begun: Result<Begun, Failure>, package: &Package) -> Partial {
+fn partial(begun: Result<Begun, Failure>, package: &Package) -> Arc<Partial> {
     match begun.unwrap() {
         Begun::New(announced) => announced.accept(package.whole.clone()).unwrap(),
         Begun::Known(partial) => partial,
@@ -235,6 +235,35 @@ fn damage_on_the_disk_is_found_and_only_that_chunk_travels_again() {
         drop((dir, third));
         store.remove(&store.packages().unwrap()[0]).unwrap();
     }
+}
+
+#[test]
+fn a_damaged_list_of_files_is_sent_again_and_what_was_received_stays() {
+    let (_dir, store) = store();
+    let package = frames(30);
+    let damage = |path: &Path| fs::write(path, &package.whole.encoded[1..]).unwrap();
+    let first = partial(store.begin("ann", &package.summary), &package);
+    first.write(&package.chunk(2)).unwrap();
+    first.sync().unwrap();
+    damage(&first.home().join("manifest"));
+    // And somebody appended to a file.
+    let longer = [fs::read(first.home().join("files/config.yaml")).unwrap(), vec![0; 100]].concat();
+    fs::write(first.home().join("files/config.yaml"), longer).unwrap();
+    drop(first);
+    let Begun::New(announced) = store.begin("ann", &package.summary).unwrap() else { panic!("the list is damaged") };
+    let second = announced.accept(package.whole.clone()).unwrap();
+    assert!(second.present().iter().eq([2]));
+    fill(&second, &package);
+    let dir = whole(&second);
+    check(dir.path(), &package);
+
+    // A whole package with a damaged list is none, and makes room for a new one.
+    damage(&dir.path().with_file_name("manifest"));
+    drop((dir, second));
+    assert!(store.package("ann", &package.summary.id).unwrap().is_none());
+    let third = partial(store.begin("ann", &package.summary), &package);
+    fill(&third, &package);
+    check(whole(&third).path(), &package);
 }
 
 #[test]
@@ -454,7 +483,8 @@ fn a_full_disk_is_said_and_the_transfer_goes_on_when_there_is_space() {
     for (at_sync, room) in [(false, 500_000), (true, 2), (true, 3)] {
         let (_dir, store) = store();
         let left = Arc::new(AtomicI64::new(room));
-        let partial = partial(store.begin("ann", &package.summary), &package).on(|disk| Box::new(Full(disk, left.clone(), at_sync)));
+        let partial = partial(store.begin("ann", &package.summary), &package);
+        let partial = Arc::into_inner(partial).unwrap().on(|disk| Box::new(Full(disk, left.clone(), at_sync)));
         let mut acked = ChunkSet::new(package.len());
         let failure = (0..package.len())
             .find_map(|index| match partial.write(&package.chunk(index)).and_then(|()| partial.sync()) {
@@ -474,11 +504,13 @@ fn a_full_disk_is_said_and_the_transfer_goes_on_when_there_is_space() {
     }
 }
 
+type Write = (FileId, u64, Vec<u8>);
+
 /// A disk that keeps what was not synced in memory; at the cut some of it, in any order and torn, has reached the platter.
 #[derive(Clone)]
 struct Volatile {
     disk: Arc<dyn Medium>,
-    unsynced: Arc<Mutex<Vec<(FileId, u64, Vec<u8>)>>>,
+    unsynced: Arc<Mutex<Vec<Write>>>,
 }
 
 impl Medium for Volatile {
@@ -528,7 +560,8 @@ fn after_any_power_cut_no_acked_chunk_is_missing() {
         let mut acked = ChunkSet::new(package.len());
         loop {
             let mut medium = None;
-            let partial = partial(store.begin("ann", &package.summary), &package).on(|disk| {
+            let partial = partial(store.begin("ann", &package.summary), &package);
+            let partial = Arc::into_inner(partial).unwrap().on(|disk| {
                 let volatile = Volatile { disk: Arc::from(disk), unsynced: Arc::default() };
                 medium = Some(volatile.clone());
                 Box::new(volatile)
