@@ -511,15 +511,18 @@ type Write = (FileId, u64, Vec<u8>);
 struct Volatile {
     disk: Arc<dyn Medium>,
     unsynced: Arc<Mutex<Vec<Write>>>,
+    /// So many writes and syncs until the cut.
+    left: Arc<AtomicI64>,
 }
 
 impl Medium for Volatile {
     fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.unsynced.lock().unwrap().push((file, offset, bytes.to_vec()));
-        Ok(())
+        self.use_power()
     }
 
     fn sync(&self, files: &[FileId]) -> io::Result<()> {
+        self.use_power()?;
         let mut unsynced = self.unsynced.lock().unwrap();
         for (file, offset, bytes) in unsynced.extract_if(.., |(file, ..)| files.contains(file)) {
             self.disk.write_at(file, offset, &bytes)?;
@@ -529,7 +532,13 @@ impl Medium for Volatile {
 }
 
 impl Volatile {
-    fn cut_power(&self, dice: &mut Dice) {
+    /// The power goes between any two operations, also in the middle of a group commit.
+    fn use_power(&self) -> io::Result<()> {
+        if self.left.fetch_sub(1, Ordering::Relaxed) > 0 { Ok(()) } else { Err(rustix::io::Errno::IO.into()) }
+    }
+
+    /// What was not synced is lost, or not, or in part.
+    fn lose(&self, dice: &mut Dice) {
         for (file, offset, bytes) in self.unsynced.lock().unwrap().drain(..) {
             match dice.roll(3) {
                 0 => {}
@@ -562,7 +571,8 @@ fn after_any_power_cut_no_acked_chunk_is_missing() {
             let mut medium = None;
             let partial = partial(store.begin("ann", &package.summary), &package);
             let partial = Arc::into_inner(partial).unwrap().on(|disk| {
-                let volatile = Volatile { disk: Arc::from(disk), unsynced: Arc::default() };
+                let left = Arc::new(AtomicI64::new(dice.roll(16) as i64));
+                let volatile = Volatile { disk: Arc::from(disk), unsynced: Arc::default(), left };
                 medium = Some(volatile.clone());
                 Box::new(volatile)
             });
@@ -580,14 +590,19 @@ fn after_any_power_cut_no_acked_chunk_is_missing() {
                 break;
             }
             let missing: Vec<u32> = acked.iter_missing().collect();
-            for _ in 0..dice.roll(4) {
+            loop {
                 let index = missing[dice.roll(missing.len())];
-                partial.write(&package.chunk(index)).unwrap();
-                if dice.roll(2) == 0 {
-                    partial.sync().unwrap().into_iter().for_each(|index| assert!(acked.insert(index)));
+                let written = partial.write(&package.chunk(index));
+                let synced = written.and_then(|()| if dice.roll(3) == 0 { partial.sync() } else { Ok(Vec::new()) });
+                match synced {
+                    Ok(durable) => durable.into_iter().for_each(|index| assert!(acked.insert(index))),
+                    Err(_) => break,
+                }
+                if acked.is_full() {
+                    break;
                 }
             }
-            medium.unwrap().cut_power(&mut dice);
+            medium.unwrap().lose(&mut dice);
             cuts += 1;
         }
         wholes += 1;
