@@ -124,7 +124,9 @@ fn what_was_damaged_on_disk_travels_again() {
         assert_eq!(index, expected);
         let whole = receiving.accept_piece(0, piece(index, 0), &content(index, place.chunk.len)).unwrap();
         assert!(matches!(whole, Accepted::Whole(chunk) if chunk.index == index));
+        assert!(!receiving.is_stored(index));
         assert!(receiving.stored(index) && !receiving.stored(index));
+        assert!(receiving.is_stored(index));
         sending.acked(&[(index, index)]).unwrap();
         if index == 1 {
             assert!(receiving.is_complete() && sending.is_complete());
