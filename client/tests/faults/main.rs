@@ -6,5 +6,10 @@
 mod stack;
 
 mod admission;
+mod disk;
+mod evil_server;
 mod packages;
+mod proxy;
+mod secrets;
 mod trainers;
+mod versions;

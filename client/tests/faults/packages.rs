@@ -57,6 +57,6 @@ fn an_unknown_trainer_is_refused_with_the_ones_there_are() {
     let zip = flies("zip");
     let output = lab.0.output();
     let said = lab.0.run(&["train", zip.to_str().unwrap(), "--trainer", "nope", "--output", output.to_str().unwrap()]);
-    said.refuses(2, &["nope", "sleap-nn"]);
+    said.refuses(3, &["nope", "sleap-nn"]);
     lab.left_nothing(&said);
 }

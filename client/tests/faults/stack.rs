@@ -222,7 +222,7 @@ pub(crate) struct Process {
 }
 
 /// The processes that name this folder or work in it, apart from dead ones.
-fn processes_of(folder: &Path) -> Vec<Process> {
+pub(crate) fn processes_of(folder: &Path) -> Vec<Process> {
     let folder = folder.to_str().unwrap();
     let process = |entry: fs::DirEntry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
