@@ -1,2 +1,7 @@
-//! Placeholder
-fn main() {}
+//! `webrtc-client`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    client::api::main(std::env::args_os())
+}

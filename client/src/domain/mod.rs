@@ -1,5 +1,16 @@
 //! The client's values and decisions: no I/O, no clock.
+//!
+//! * [`event`]: what the runtime tells
+//! * [`view`]: events → what people see of them, as lines; [`text`], [`format`] and [`rate`] are its parts
+//! * [`submission`]: what a package is and what is wrong with one
+//! * [`select`]: which worker of a room; [`job_choice`]: which job of a worker
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod event;
+pub mod format;
 pub mod job_choice;
+pub mod rate;
+pub mod select;
+pub mod submission;
+pub mod text;
+pub mod view;

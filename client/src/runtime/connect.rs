@@ -3,15 +3,17 @@
 //! Before the first success a refusal ends it, and so does an unreachable server: the user mistyped something and should know at
 //! once; only an absent or busy worker is waited for, a while. After the first success nothing but a refusal for good ends it.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use shared::{
     domain::{
         backoff::Backoff,
         error::{Code, Failure},
         id::{PeerId, hex},
         invite::Invite,
-        signal::{IceServer, Role, SignIn},
+        message::WorkerInfo,
+        signal::{PeerInfo, Role, SignIn},
     },
     runtime::{
         identity::Identity,
@@ -27,7 +29,8 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::domain::event::Event;
+use super::{known_workers::KnownWorkers, remote::Remote};
+use crate::domain::{event::Event, select};
 
 /// How long an absent worker is waited for before the first success.
 const FIRST_PATIENCE: Duration = Duration::from_secs(20);
@@ -39,6 +42,8 @@ pub(super) struct Connector {
     identity: Arc<Identity>,
     options: PeerOptions,
     me: PeerId,
+    wanted: Option<String>,
+    known: KnownWorkers,
     signal: Option<Signal>,
     backoff: Backoff,
     attempt: u32,
@@ -52,25 +57,32 @@ struct Signal {
 }
 
 impl Connector {
-    /// For this invite; the identity is kept in `config_dir`.
-    pub(super) fn new(
-        invite: Invite,
-        config_dir: &Path,
-        ice_servers: Vec<IceServer>,
-        bind: Vec<SocketAddr>,
-        relay_only: bool,
-    ) -> Result<Self, Failure> {
+    /// For what every command needs.
+    pub(super) fn new(remote: &Remote) -> Result<Self, Failure> {
+        let invite = remote.invite.clone();
         let api = Arc::new(Api::new(&invite.server)?);
-        let identity = Arc::new(Identity::load_or_create(&config_dir.join("identity.json"))?);
+        let identity = Arc::new(Identity::load_or_create(&remote.config_dir.join("identity.json"))?);
         let me = format!("client-{}", hex(&seal::random::<8>()?)).parse()?;
-        let options = PeerOptions { ice_servers, bind: bind_or_default(bind, &api), relay_only };
+        let options = PeerOptions {
+            ice_servers: remote.ice_servers.clone(),
+            bind: bind_or_default(remote.bind.clone(), &api),
+            relay_only: remote.relay_only,
+        };
         let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
-        Ok(Connector { invite, api, identity, options, me, signal: None, backoff, attempt: 0, ever: false })
+        let (wanted, known) = (remote.worker.clone(), KnownWorkers::new(&remote.config_dir));
+        Ok(Connector { invite, api, identity, options, me, wanted, known, signal: None, backoff, attempt: 0, ever: false })
     }
 
-    /// The room's invite.
-    pub(super) fn invite(&self) -> &Invite {
-        &self.invite
+    /// Remembers the worker's key under its name, or finds that it has changed.
+    pub(super) fn remember(&self, name: &str) -> Result<(), Failure> {
+        self.known.verify(name, &self.invite.worker_key).map(drop)
+    }
+
+    /// The workers that are in the room now, as they describe themselves.
+    pub(super) async fn workers(&mut self) -> Result<Vec<WorkerInfo>, Failure> {
+        let (signal, peers) = self.register().await?;
+        self.signal = Some(signal);
+        Ok(workers_of(&peers))
     }
 
     /// The options of every connection of this session.
@@ -112,7 +124,9 @@ impl Connector {
 
     async fn try_link(&mut self) -> Result<Link, Failure> {
         if self.signal.as_ref().is_none_or(|signal| signal.events.is_closed()) {
-            self.signal = Some(self.register().await?);
+            let (signal, peers) = self.register().await?;
+            self.choose(&peers)?;
+            self.signal = Some(signal);
         }
         let signal = self.signal.as_mut().expect("it was made above");
         while signal.events.try_recv().is_ok() {
@@ -125,22 +139,43 @@ impl Connector {
         dialed
     }
 
-    async fn register(&mut self) -> Result<Signal, Failure> {
+    async fn register(&mut self) -> Result<(Signal, Vec<PeerInfo>), Failure> {
         let sign_in = self.api.sign_in().await?;
         let mut signal = self.start(Some(sign_in));
         loop {
             match signal.events.recv().await {
-                Some(SignalEvent::Registered { ice_servers, .. }) => {
+                Some(SignalEvent::Registered { ice_servers, peers, .. }) => {
                     if self.options.ice_servers.is_empty() {
                         self.options.ice_servers = ice_servers;
                     }
-                    return Ok(signal);
+                    return Ok((signal, peers));
                 }
                 Some(SignalEvent::Refused(failure) | SignalEvent::Lost { failure, .. }) => return Err(self.explain(failure)),
                 Some(SignalEvent::Message(_)) => {}
                 None => return Err(Failure::new(Code::Unavailable, "the connection to the signaling server has ended")),
             }
         }
+    }
+
+    /// Takes another worker than the invite's own, if the user named one or the own one is not there; the room must vouch for it.
+    fn choose(&mut self, peers: &[PeerInfo]) -> Result<(), Failure> {
+        let own_is_here = peers.iter().any(|peer| peer.peer_id == self.invite.worker);
+        if self.wanted.is_none() && (own_is_here || self.ever) {
+            return Ok(());
+        }
+        let workers = workers_of(peers);
+        let chosen = select::choose(&workers, self.wanted.as_deref(), &self.invite.worker)?;
+        if chosen.peer == self.invite.worker {
+            return Ok(());
+        }
+        let metadata = peers.iter().find(|peer| peer.peer_id == chosen.peer).map(|peer| &peer.metadata);
+        let text = |name: &str| metadata.and_then(|metadata| metadata.get(name)?.as_str()).unwrap_or_default();
+        let key: Option<[u8; 32]> = URL_SAFE_NO_PAD.decode(text("worker_key")).ok().and_then(|key| key.try_into().ok());
+        let key = key.ok_or_else(|| Failure::new(Code::NotAuthentic, format!("the worker {} shows no key", chosen.peer)))?;
+        seal::check_vouch(&self.invite.room_key, &self.invite.room, &chosen.peer, &key, text("vouch"))?;
+        self.invite.worker = chosen.peer.clone();
+        self.invite.worker_key = key;
+        Ok(())
     }
 
     fn start(&self, sign_in: Option<SignIn>) -> Signal {
@@ -166,6 +201,15 @@ impl Connector {
         );
         Failure::new(Code::RoomNotFound, message)
     }
+}
+
+/// What the workers among these peers say about themselves.
+fn workers_of(peers: &[PeerInfo]) -> Vec<WorkerInfo> {
+    let described = |peer: &PeerInfo| {
+        let info: WorkerInfo = serde_json::from_value(peer.metadata.get("worker")?.clone()).ok()?;
+        (info.peer == peer.peer_id).then_some(info)
+    };
+    peers.iter().filter(|peer| peer.role == Role::Worker).filter_map(described).collect()
 }
 
 /// Every interface, and loopback, too, when the server is on this machine: then the worker may be as well.

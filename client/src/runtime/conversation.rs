@@ -13,7 +13,7 @@ use shared::{
     domain::{
         error::{Code, Failure},
         id::Secret,
-        message::{Bye, BulkCandidate, BulkSdp, Ping, Progress, Step, ToClient, ToWorker, TransferId},
+        message::{BulkCandidate, BulkSdp, Bye, Ping, Progress, Step, ToClient, ToWorker, TransferId},
         route::Route,
     },
     runtime::{
@@ -208,7 +208,8 @@ impl Reader {
     }
 
     async fn handle(&mut self, message: &[u8]) -> Result<(), Failure> {
-        let text = std::str::from_utf8(message).map_err(|_| Failure::new(Code::InvalidRequest, "the worker sent something that is no text"))?;
+        let text =
+            std::str::from_utf8(message).map_err(|_| Failure::new(Code::InvalidRequest, "the worker sent something that is no text"))?;
         let message = match ToClient::decode(text)?.into_journal() {
             Ok(progress) => return self.deliver(Incoming::Journal(progress)).await,
             Err(message) => message,

@@ -32,7 +32,9 @@ pub(super) async fn receive_results(
     let destination = Destination::new(&fetch.output, fetch.overwrite);
     let summary = meta.manifest;
     let begun = tokio::task::spawn_blocking(move || destination.begin(&summary)).await;
-    let begun = begun.map_err(|error| Failure::new(shared::domain::error::Code::Internal, format!("looking at the folder ended unexpectedly: {error}")))??;
+    let begun = begun.map_err(|error| {
+        Failure::new(shared::domain::error::Code::Internal, format!("looking at the folder ended unexpectedly: {error}"))
+    })??;
     let package = receive(meta, begun, &pool, steps, progress).await?;
     let files = package.manifest().entries.iter().map(|entry| entry.path.to_string()).collect();
     Ok(Saved { path: fetch.output.display().to_string(), files, bytes: package.manifest().bytes() })

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use shared::{
     domain::{
         error::{Code, Failure},
-        id::{CommandId, JobId, SessionId},
+        id::{CommandId, JobId, SessionId, hex},
         invite::Grant,
         job::{Command, CommandState, JobEvent, JobSpec, JobState, JobStatus, Outcome},
         manifest::ManifestSummary,
@@ -27,6 +27,7 @@ use shared::{
     },
     runtime::{
         files::Source,
+        seal,
         transfer::{Outgoing, send},
     },
 };
@@ -40,6 +41,7 @@ use super::{
     connect::Connector,
     conversation::{Conversation, Incoming},
     download::{self, Saved},
+    remote::{End, Remote, UserCommand},
 };
 use crate::domain::{event::Event, job_choice};
 
@@ -86,38 +88,6 @@ pub(super) enum Until {
     Applied,
     /// The jobs have been listed.
     Listed,
-}
-
-/// What a user can ask while a command runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UserCommand {
-    /// Stop the job early, keeping its models.
-    Stop,
-    /// End the job now.
-    Cancel,
-    /// Leave; the job goes on.
-    Detach,
-}
-
-/// How a command ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
-    /// The job is over.
-    Finished {
-        /// Which job.
-        job: JobId,
-        /// How.
-        outcome: Outcome,
-        /// One sentence.
-        message: String,
-    },
-    /// The user left; the job goes on.
-    Detached {
-        /// Which job, if it was known already.
-        job: Option<JobId>,
-    },
-    /// Everything asked for is done.
-    Done,
 }
 
 /// One command of the user, over any number of links.
@@ -178,6 +148,24 @@ enum Moved {
 }
 
 impl Drive {
+    /// A command that wants this; its job, commands and files are set by whoever asks.
+    pub(super) fn new(remote: &Remote, until: Until, events: mpsc::Sender<Event>) -> Result<Self, Failure> {
+        Ok(Drive {
+            connector: Connector::new(remote)?,
+            events,
+            commands: mpsc::channel(1).1,
+            session: hex(&seal::random::<16>()?).parse()?,
+            submission: None,
+            wanted: None,
+            until,
+            fetch: None,
+            pending: Vec::new(),
+            last_seq: 0,
+            known: Known::default(),
+            began: Instant::now(),
+        })
+    }
+
     /// Runs to the end.
     pub(super) async fn run(mut self) -> Result<End, Failure> {
         loop {
@@ -249,7 +237,10 @@ impl Drive {
         if protocol != PROTOCOL {
             return Err(Failure::new(
                 Code::VersionMismatch,
-                format!("this client speaks protocol {PROTOCOL}, the worker (version {}) {protocol}; install the same version on both", worker.version),
+                format!(
+                    "this client speaks protocol {PROTOCOL}, the worker (version {}) {protocol}; install the same version on both",
+                    worker.version
+                ),
             ));
         }
         let needs_submit = self.submission.is_some() || self.until == Until::Applied || self.fetch.is_some();
@@ -259,6 +250,11 @@ impl Drive {
         let route = talk.route().await;
         let elapsed_ms = self.began.elapsed().as_millis() as u64;
         self.tell(Event::Connected { worker: worker.clone(), grant, route, resumed, elapsed_ms }).await;
+        self.connector.remember(&worker.name)?;
+        if self.submission.is_some() && !self.known.uploaded {
+            // A bulk connection takes a moment: begun now, it is there when the worker says what it lacks.
+            let _ = talk.pool();
+        }
         Ok(worker)
     }
 
@@ -402,7 +398,10 @@ impl Drive {
             return Ok(());
         }
         if !there && self.until == Until::Fetched {
-            return Err(Failure::new(Code::WrongState, "this job has no results that can be fetched yet; follow it with 'webrtc-client watch'"));
+            return Err(Failure::new(
+                Code::WrongState,
+                "this job has no results that can be fetched yet; follow it with 'webrtc-client watch'",
+            ));
         }
         if there && (over || self.until == Until::Fetched) {
             transfers.asked = true;
@@ -504,10 +503,11 @@ impl Drive {
     }
 
     async fn detach(&mut self) -> Result<End, Failure> {
-        if let Some(job) = self.known.job.clone() {
-            self.tell(Event::Detached { job }).await;
-        }
-        Ok(End::Detached { job: self.known.job.clone() })
+        let Some(job) = self.known.job.clone() else {
+            return Err(Failure::new(Code::NoConnection, "left before the worker knew of the job; run the same command again to go on"));
+        };
+        self.tell(Event::Detached { job: job.clone() }).await;
+        Ok(End::Detached { job })
     }
 
     async fn end_reached(&mut self) -> Option<End> {
@@ -596,7 +596,7 @@ const UPLOAD: u32 = 1;
 
 /// A fresh command id.
 pub(super) fn command_id() -> Result<CommandId, Failure> {
-    shared::domain::id::hex(&shared::runtime::seal::random::<16>()?).parse()
+    hex(&seal::random::<16>()?).parse()
 }
 
 async fn list(talk: &mut Conversation) -> Result<JobList, Failure> {
@@ -610,10 +610,7 @@ async fn list(talk: &mut Conversation) -> Result<JobList, Failure> {
 }
 
 /// Waits for one answer; what else comes before it is of no use yet.
-async fn answer<T>(
-    talk: &mut Conversation,
-    mut take: impl FnMut(ToClient) -> Result<Result<T, Failure>, ToClient>,
-) -> Result<T, Failure> {
+async fn answer<T>(talk: &mut Conversation, mut take: impl FnMut(ToClient) -> Result<Result<T, Failure>, ToClient>) -> Result<T, Failure> {
     let waiting = async {
         loop {
             match talk.next().await {

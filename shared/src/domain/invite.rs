@@ -2,7 +2,7 @@
 //!
 //! `webrtc-connect:` + base64url (no padding) of a compact JSON object. It extends the ancestor's
 //! `sleap-session:` string (`r` room, `t` token, `p` peer) with `s` server URL, `g` what it grants, `k` the root secret
-//! of that grant and `w` the worker's static public key. The ancestor's own form is read, too, so that the reason why it
+//! of that grant, `w` the worker's static public key and `v` the key that vouches for other workers of the room. The ancestor's own form is read, too, so that the reason why it
 //! does not suffice can be given: it carries no end-to-end secret.
 
 use std::{fmt, str::FromStr};
@@ -58,6 +58,8 @@ pub struct Invite {
     pub secret: RootSecret,
     /// The worker's static public key (X25519, 32 bytes).
     pub worker_key: [u8; 32],
+    /// The room's public key (Ed25519, 32 bytes): what it signs is a worker of this room, too.
+    pub room_key: [u8; 32],
 }
 
 #[derive(Serialize, Deserialize)]
@@ -73,6 +75,8 @@ struct Wire {
     k: Secret<String>,
     #[serde(default)]
     w: String,
+    #[serde(default)]
+    v: String,
 }
 
 impl Invite {
@@ -86,6 +90,7 @@ impl Invite {
             g: Some(self.grant),
             k: Secret::new(URL_SAFE_NO_PAD.encode(self.secret.expose())),
             w: URL_SAFE_NO_PAD.encode(self.worker_key),
+            v: URL_SAFE_NO_PAD.encode(self.room_key),
         };
         let json = serde_json::to_vec(&wire).expect("ids and strings always serialise");
         format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(json))
@@ -125,6 +130,7 @@ impl FromStr for Invite {
             grant: wire.g.ok_or_else(cut)?,
             secret: Secret::new(key_bytes(wire.k.expose()).ok_or_else(cut)?),
             worker_key: key_bytes(&wire.w).ok_or_else(cut)?,
+            room_key: key_bytes(&wire.v).ok_or_else(cut)?,
         })
     }
 }
@@ -151,6 +157,7 @@ mod tests {
             grant: Grant::Submit,
             secret: Secret::new([7; 32]),
             worker_key: [9; 32],
+            room_key: [8; 32],
         }
     }
 

@@ -22,6 +22,7 @@ use chacha20poly1305::{
     XChaCha20Poly1305, XNonce,
     aead::{Aead, KeyInit, Payload},
 };
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use hkdf::Hkdf;
 use hmac::{Hmac, Mac};
 use serde_json::Value;
@@ -79,6 +80,38 @@ pub fn root_of(room_secret: &Secret<[u8; 32]>, room: &RoomId, grant: Grant) -> R
 /// The weaker root that the holder of a submit root can hand on.
 pub fn watch_root(submit: &[u8; 32], room: &RoomId) -> [u8; 32] {
     derive(submit, room.as_str().as_bytes(), b"webrtc-connect watch")
+}
+
+/// The room's public key (Ed25519), which every invite names: it vouches for the room's workers.
+pub fn room_key(room_secret: &Secret<[u8; 32]>) -> [u8; 32] {
+    vouching_key(room_secret).verifying_key().to_bytes()
+}
+
+/// The room's word that this key is a worker's of the room: an Ed25519 signature, base64url. Only holders of the room secret can give it.
+pub fn vouch(room_secret: &Secret<[u8; 32]>, room: &RoomId, worker: &PeerId, key: &[u8; 32]) -> String {
+    URL_SAFE_NO_PAD.encode(vouching_key(room_secret).sign(&vouched(room, worker, key)).to_bytes())
+}
+
+/// Checks [`vouch`].
+///
+/// # Errors
+/// [`Code::NotAuthentic`].
+pub fn check_vouch(room_key: &[u8; 32], room: &RoomId, worker: &PeerId, key: &[u8; 32], signature: &str) -> Result<(), Failure> {
+    let check = || {
+        let bytes: [u8; 64] = URL_SAFE_NO_PAD.decode(signature).ok()?.try_into().ok()?;
+        let signature = Signature::from_bytes(&bytes);
+        VerifyingKey::from_bytes(room_key).ok()?.verify_strict(&vouched(room, worker, key), &signature).ok()
+    };
+    check()
+        .ok_or_else(|| Failure::new(Code::NotAuthentic, format!("the room's owner does not vouch for the worker {worker}; do not use it")))
+}
+
+fn vouching_key(room_secret: &Secret<[u8; 32]>) -> SigningKey {
+    SigningKey::from_bytes(&derive(room_secret.expose(), b"", b"webrtc-connect room key"))
+}
+
+fn vouched(room: &RoomId, worker: &PeerId, key: &[u8; 32]) -> Vec<u8> {
+    [format!("webrtc-connect worker 1|{room}|{worker}|").as_bytes(), key].concat()
 }
 
 /// A fresh X25519 key pair: private, public.
@@ -319,4 +352,45 @@ fn tampered() -> Failure {
 
 fn internal(message: &str) -> Failure {
     Failure::new(Code::Internal, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_rooms_owner_can_vouch_for_a_worker() {
+        let (secret, other) = (Secret::new([1; 32]), Secret::new([2; 32]));
+        let (room, worker): (RoomId, PeerId) = ("r".parse().unwrap(), "w".parse().unwrap());
+        let word = vouch(&secret, &room, &worker, &[7; 32]);
+        let check = |word: &str, worker: &PeerId, key: &[u8; 32]| check_vouch(&room_key(&secret), &room, worker, key, word).is_ok();
+        assert!(check(&word, &worker, &[7; 32]));
+        assert!(!check(&word, &worker, &[8; 32]));
+        assert!(!check(&word, &"x".parse().unwrap(), &[7; 32]));
+        assert!(!check(&vouch(&other, &room, &worker, &[7; 32]), &worker, &[7; 32]));
+        assert!(!check("", &worker, &[7; 32]));
+    }
+
+    #[test]
+    fn a_stronger_root_gives_the_weaker_and_never_the_other_way() {
+        let room: RoomId = "r".parse().unwrap();
+        let secret = Secret::new([1; 32]);
+        let submit = root_of(&secret, &room, Grant::Submit);
+        assert_eq!(watch_root(submit.expose(), &room), *root_of(&secret, &room, Grant::Watch).expose());
+        assert_ne!(submit, root_of(&secret, &"other".parse().unwrap(), Grant::Submit));
+    }
+
+    #[test]
+    fn what_is_sealed_opens_for_its_two_peers_only() {
+        let room: RoomId = "r".parse().unwrap();
+        let (a, b): (PeerId, PeerId) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let sealer = Sealer::new(&Secret::new([1; 32]), &room, Grant::Submit);
+        let text = sealer.seal(&a, &b, &serde_json::json!({"sdp": "v=0"})).unwrap();
+        assert_eq!(sealed_grant(&text), Some(Grant::Submit));
+        assert_eq!(sealer.open(&a, &b, &text).unwrap()["sdp"], "v=0");
+        assert!(sealer.open(&b, &a, &text).is_err());
+        assert!(Sealer::new(&Secret::new([2; 32]), &room, Grant::Submit).open(&a, &b, &text).is_err());
+        assert!(Sealer::new(&Secret::new([1; 32]), &room, Grant::Watch).open(&a, &b, &text).is_err());
+        assert!(sealer.open(&a, &b, &text[..text.len() - 1]).is_err());
+    }
 }

@@ -82,6 +82,9 @@ struct RunArgs {
     /// Writes the submit invite to this file (mode 0600), too
     #[arg(long, value_name = "FILE")]
     invite_file: Option<PathBuf>,
+    /// File that holds the room; workers that share it (on a shared disk) share one room and its invites [default: in the data directory]
+    #[arg(long, value_name = "FILE")]
+    room_file: Option<PathBuf>,
     /// Seconds that the room lives unless it is renewed; the worker renews it as long as it runs
     #[arg(long, value_name = "SECONDS")]
     room_ttl: Option<u64>,
@@ -143,6 +146,7 @@ struct Section {
     server: Option<String>,
     data_dir: Option<PathBuf>,
     name: Option<String>,
+    room_file: Option<PathBuf>,
     room_ttl: Option<u64>,
     parallel: Option<usize>,
     quota: Option<u64>,
@@ -220,6 +224,7 @@ fn configure(args: RunArgs) -> Result<AgentConfig, Failure> {
     };
     Ok(AgentConfig {
         server,
+        room_file: args.room_file.or(section.room_file).unwrap_or_else(|| data_dir.join("room.json")),
         data_dir,
         name: args.name.or(section.name).unwrap_or_else(host_name),
         room_ttl: args.room_ttl.or(section.room_ttl),

@@ -5,6 +5,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use shared::{
     domain::{
         backoff::Backoff,
@@ -33,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     gpu,
     jobs::Jobs,
-    room::Room,
+    room::{self, Room},
     session::{Desk, serve},
 };
 use crate::domain::trainer::TrainerSettings;
@@ -51,6 +52,8 @@ pub struct AgentConfig {
     pub server: String,
     /// Where everything is kept.
     pub data_dir: PathBuf,
+    /// Where the room is kept; workers that share the file share the room.
+    pub room_file: PathBuf,
     /// What people call this worker.
     pub name: String,
     /// How long a room lives without renewal; absent: the server's default.
@@ -104,7 +107,7 @@ pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown
     let identity = Arc::new(Identity::load_or_create(&config.data_dir.join("identity.json"))?);
     let store = Arc::new(Store::open(&config.data_dir.join("store"), config.quota)?);
     let jobs = Jobs::open(&config.data_dir, config.trainers.clone(), config.exe.clone(), config.parallel, stop.clone()).await?;
-    let facts = Arc::new(Facts::new(&config, jobs.clone()));
+    let facts = Arc::new(Facts::new(&config, &identity, jobs.clone()));
     let desk = Desk::new(jobs.clone(), store, facts.clone(), stop.clone());
     let mut bind = config.bind.clone();
     if bind.is_empty() {
@@ -176,7 +179,7 @@ impl Agent {
                 _ = renew.tick() => { let _ = seat.signal.send(ToServer::Renew).await; }
                 _ = refresh.tick() => {
                     if self.facts.refresh() {
-                        let _ = seat.signal.send(ToServer::UpdateMetadata { metadata: self.facts.metadata(&seat.room.peer) }).await;
+                        let _ = seat.signal.send(ToServer::UpdateMetadata { metadata: self.facts.metadata(&seat.room) }).await;
                     }
                 }
             }
@@ -214,19 +217,18 @@ impl Agent {
 
     /// Goes back to the room of the last time, or opens one; tries until it succeeds or is refused for good.
     async fn take_seat(&self, links: &mpsc::Sender<(PeerId, Link)>, anew: bool) -> Result<Seat, Failure> {
-        let path = self.config.data_dir.join("room.json");
-        let known = if anew { None } else { Room::load(&path, self.api.server())? };
+        let path = self.config.room_file.clone();
+        let known = if anew { None } else { Room::load(&path, self.api.server(), &room::peer_id(&self.identity))? };
         let (room, sign_in) = match known {
             Some(room) => (room, None),
             None => self.open_room(&path).await.map(|(room, sign_in)| (room, Some(sign_in)))?,
         };
-        *self.facts.peer.lock().expect("no panic happens under this lock") = Some(room.peer.clone());
         let registration = Registration {
             room: room.id.clone(),
             token: room.token.clone(),
             peer: room.peer.clone(),
             role: Role::Worker,
-            metadata: self.facts.metadata(&room.peer),
+            metadata: self.facts.metadata(&room),
         };
         let stop = self.shutdown.token.child_token();
         let (signal, events) = connect(self.api.clone(), registration, self.identity.clone(), sign_in, stop.clone());
@@ -258,11 +260,12 @@ struct Facts {
     jobs: Jobs,
     gpus: watch::Sender<Vec<Gpu>>,
     published: std::sync::Mutex<Option<WorkerInfo>>,
-    peer: std::sync::Mutex<Option<PeerId>>,
+    peer: PeerId,
+    key: [u8; 32],
 }
 
 impl Facts {
-    fn new(config: &AgentConfig, jobs: Jobs) -> Self {
+    fn new(config: &AgentConfig, identity: &Identity, jobs: Jobs) -> Self {
         Facts {
             name: config.name.clone(),
             trainers: config.trainers.names(),
@@ -270,23 +273,22 @@ impl Facts {
             jobs,
             gpus: watch::Sender::new(gpu::list()),
             published: std::sync::Mutex::default(),
-            peer: std::sync::Mutex::default(),
+            peer: room::peer_id(identity),
+            key: *identity.public(),
         }
     }
 
     /// Looks again; whether anything has changed since the last time it was published.
     fn refresh(&self) -> bool {
         self.gpus.send_replace(gpu::list());
-        let peer = self.peer.lock().expect("no panic happens under this lock").clone();
-        let Some(peer) = peer else { return false };
-        let info = self.info(&peer);
+        let info = self.info();
         let published = self.published.lock().expect("no panic happens under this lock");
         published.as_ref().is_none_or(|old| old.jobs != info.jobs || old.gpus != info.gpus)
     }
 
-    fn info(&self, peer: &PeerId) -> WorkerInfo {
+    fn info(&self) -> WorkerInfo {
         WorkerInfo {
-            peer: peer.clone(),
+            peer: self.peer.clone(),
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             gpus: self.gpus.borrow().clone(),
@@ -297,8 +299,8 @@ impl Facts {
     }
 
     /// The facts as metadata for the room, with the ancestor's `tags` and `properties` beside ours.
-    fn metadata(&self, peer: &PeerId) -> Metadata {
-        let info = self.info(peer);
+    fn metadata(&self, room: &Room) -> Metadata {
+        let info = self.info();
         let mut metadata = Metadata::new();
         metadata.insert("tags".into(), serde_json::json!(["sleap-rtc", "training-worker"]));
         let gpu = info.gpus.first();
@@ -311,6 +313,8 @@ impl Facts {
             }),
         );
         metadata.insert("worker".into(), serde_json::to_value(&info).expect("facts have string keys only"));
+        metadata.insert("worker_key".into(), URL_SAFE_NO_PAD.encode(self.key).into());
+        metadata.insert("vouch".into(), seal::vouch(&room.secret, &room.id, &self.peer, &self.key).into());
         *self.published.lock().expect("no panic happens under this lock") = Some(info);
         metadata
     }
@@ -318,11 +322,7 @@ impl Facts {
 
 impl Desk {
     fn new(jobs: Jobs, store: Arc<Store>, facts: Arc<Facts>, stop: CancellationToken) -> Self {
-        let info = move || {
-            let peer = facts.peer.lock().expect("no panic happens under this lock").clone();
-            facts.info(&peer.expect("links are made only in a room"))
-        };
-        Desk { jobs, store, info: Arc::new(info), present: Arc::default(), stop }
+        Desk { jobs, store, info: Arc::new(move || facts.info()), present: Arc::default(), stop }
     }
 }
 

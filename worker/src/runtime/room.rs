@@ -1,4 +1,7 @@
 //! The worker's room: opened once, kept in a file, so that a worker that is killed and restarted still is where its invites say.
+//!
+//! Workers that share the file (`--room-file` on a shared disk) share the room; each has its own id and key, for which the room's
+//! secret vouches.
 
 use std::{
     fs,
@@ -39,7 +42,6 @@ struct RoomFile {
     server: String,
     room: RoomId,
     token: Secret<String>,
-    peer: PeerId,
     secret: Secret<String>,
 }
 
@@ -48,7 +50,7 @@ impl Room {
     ///
     /// # Errors
     /// [`Code::BadFile`] when the file cannot be read; one that cannot be understood is no room.
-    pub fn load(path: &Path, server: &str) -> Result<Option<Self>, Failure> {
+    pub fn load(path: &Path, server: &str, peer: &PeerId) -> Result<Option<Self>, Failure> {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -62,7 +64,7 @@ impl Room {
         Ok(secret.filter(|_| file.server == server).map(|secret| Room {
             id: file.room,
             token: file.token,
-            peer: file.peer,
+            peer: peer.clone(),
             secret: Secret::new(secret),
             server: file.server,
         }))
@@ -79,7 +81,7 @@ impl Room {
         let room = Room {
             id: created.room_id,
             token: created.token,
-            peer: format!("worker-{}", hex(&seal::random::<8>()?)).parse()?,
+            peer: peer_id(identity),
             secret: Secret::new(seal::random::<32>()?),
             server: api.server().to_owned(),
         };
@@ -97,6 +99,7 @@ impl Room {
             grant,
             secret: seal::root_of(&self.secret, &self.id, grant),
             worker_key: *identity.public(),
+            room_key: seal::room_key(&self.secret),
         }
     }
 
@@ -105,11 +108,16 @@ impl Room {
             server: self.server.clone(),
             room: self.id.clone(),
             token: self.token.clone(),
-            peer: self.peer.clone(),
             secret: Secret::new(URL_SAFE_NO_PAD.encode(self.secret.expose())),
         };
         write_private(path, &serde_json::to_vec(&file).expect("strings always serialise")).map_err(|error| bad(path, &error))
     }
+}
+
+/// A worker's id in every room: the beginning of its key's hash, so that it is the same after every restart.
+pub fn peer_id(identity: &Identity) -> PeerId {
+    let hash = shared::domain::manifest::Hash::of(identity.public());
+    format!("worker-{}", hex(&hash.0[..8])).parse().expect("hexadecimal digits are an id")
 }
 
 /// Writes a file that only its owner may read, whole or not at all.
@@ -148,10 +156,10 @@ mod tests {
             server: "http://a".into(),
         };
         room.save(&path).unwrap();
-        let again = Room::load(&path, "http://a").unwrap().unwrap();
+        let again = Room::load(&path, "http://a", &room.peer).unwrap().unwrap();
         assert_eq!(again.invite(Grant::Submit, &identity), room.invite(Grant::Submit, &identity));
-        assert!(Room::load(&path, "http://b").unwrap().is_none());
+        assert!(Room::load(&path, "http://b", &room.peer).unwrap().is_none());
         fs::write(&path, b"{").unwrap();
-        assert!(Room::load(&path, "http://a").unwrap().is_none());
+        assert!(Room::load(&path, "http://a", &room.peer).unwrap().is_none());
     }
 }

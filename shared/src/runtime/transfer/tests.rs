@@ -58,6 +58,7 @@ impl Room {
             grant: Grant::Submit,
             secret: seal::root_of(&secret, &room, Grant::Submit),
             worker_key: *identity.public(),
+            room_key: seal::room_key(&secret),
         };
         let (client_tx, mut from_client) = mpsc::channel(64);
         let (worker_tx, mut from_worker) = mpsc::channel(64);

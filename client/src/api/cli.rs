@@ -1,0 +1,253 @@
+//! What may be typed.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done; for train and watch: the job completed, was stopped, or goes on without us
+  1    internal error
+  2    wrong usage: an option, the configuration file, or a request that makes no sense
+  3    a file or package cannot be read or used
+  4    no connection: server or worker not reachable, or busy
+  5    not admitted: a wrong, damaged or expired invite, a missing right, or a peer that could not prove itself
+  6    the job failed
+  7    the job was cancelled
+  8    not enough disk space
+  9    client and worker speak different versions
+  10   no such job, or it is in a state in which this cannot be done
+  130  interrupted (Ctrl-C) before the worker had everything, or twice";
+
+const EXAMPLES: &str = "\
+Examples:
+  webrtc-client train fly.training_job.zip --invite-file invite.txt
+  webrtc-client train fly.pkg.slp --config centroid.yaml --config centered_instance.yaml
+  webrtc-client watch                      # follow the running job
+  webrtc-client stop 1a2b3c4d              # finish the batch, validate, save the model
+  webrtc-client fetch fly.zip --output models
+
+The invite is the line that webrtc-worker prints. Keep it secret: give it by --invite-file, by the
+environment (WEBRTC_INVITE), or on stdin (--invite -).";
+
+const TRAIN_EXAMPLES: &str = "\
+Examples:
+  webrtc-client train fly.training_job.zip
+  webrtc-client train unpacked-folder/ --config centroid.yaml --output models
+  webrtc-client train fly.pkg.slp --config centroid.yaml --config centered_instance.yaml
+
+The same command run again continues: whatever the worker has already is not sent again, and a job that runs or has ended is taken up
+where it is. Ctrl-C once leaves the job running and says how to come back; twice leaves at once.
+Models are files from the worker: loading a checkpoint can run code, so load those of workers that you trust.";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "webrtc-client",
+    version,
+    about = "Trains SLEAP models on a GPU worker elsewhere: sends the package, follows the training, gets the models back",
+    after_help = EXAMPLES,
+    after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"),
+    max_term_width = 110,
+    subcommand_required = true,
+    arg_required_else_help = true,
+)]
+pub struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Global {
+    /// The invite, or '-' to read it from stdin; others on this machine can see a command line, so prefer the other ways
+    ///
+    /// Other ways are --invite-file, the environment variable WEBRTC_INVITE, and invite_file in the configuration file.
+    #[arg(long, value_name = "INVITE", global = true, help_heading = "Connection", conflicts_with = "invite_file")]
+    pub invite: Option<String>,
+
+    /// A file with the invite in it
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Connection")]
+    pub invite_file: Option<PathBuf>,
+
+    /// The worker to use, where the room has several: its name or peer id, or a beginning of one
+    ///
+    /// Otherwise it is the worker that printed the invite, or if that one is away, the one with the most free GPU memory.
+    #[arg(long, value_name = "NAME", global = true, help_heading = "Connection")]
+    pub worker: Option<String>,
+
+    /// STUN and TURN servers besides the signaling server's: JSON in the browser's form, one object or a list
+    ///
+    /// Such as '[{"urls": "turn:turn.example.org:3478", "username": "u", "credential": "p"}]'. With a password in it, prefer the
+    /// environment variable ICE_SERVERS or ice_servers in the configuration file.
+    #[arg(long, value_name = "JSON", global = true, help_heading = "Connection")]
+    pub ice_servers: Option<String>,
+
+    /// Go through TURN relays only, so that the peers do not learn each other's address
+    #[arg(long, global = true, help_heading = "Connection")]
+    pub relay_only: bool,
+
+    /// A local address (IP or IP:PORT) to use for peer connections; may be given several times
+    #[arg(long, value_name = "ADDR", global = true, help_heading = "Connection", value_parser = parse_bind)]
+    pub bind: Vec<SocketAddr>,
+
+    /// The configuration file, instead of ./webrtc-connect.toml or the one in the user's configuration directory
+    #[arg(long, value_name = "FILE", global = true, help_heading = "Connection")]
+    pub config_file: Option<PathBuf>,
+
+    /// The environment of the configuration file to use ([environments.NAME.client])
+    #[arg(long, value_name = "NAME", global = true, help_heading = "Connection")]
+    pub environment: Option<String>,
+
+    /// One JSON object a line on stdout for every event
+    #[arg(long, global = true, help_heading = "Output")]
+    pub json: bool,
+
+    /// Show the trainer's own output; twice: our log, too
+    #[arg(short, long, action = ArgAction::Count, global = true, help_heading = "Output", conflicts_with = "quiet")]
+    pub verbose: u8,
+
+    /// Show the result and errors only
+    #[arg(short, long, global = true, help_heading = "Output")]
+    pub quiet: bool,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Action {
+    /// Send a package, follow its training, get the models back
+    #[command(after_help = TRAIN_EXAMPLES, after_long_help = format!("{TRAIN_EXAMPLES}\n\n{EXIT_CODES}"))]
+    Train(TrainArgs),
+    /// Something about jobs that are there.
+    #[command(flatten)]
+    Known(KnownAction),
+}
+
+/// What can be done with what is there already.
+#[derive(Debug, Clone, Subcommand)]
+pub enum KnownAction {
+    /// List the worker's jobs
+    #[command(after_long_help = EXIT_CODES)]
+    Status,
+    /// Follow a job: its history, then everything as it happens
+    #[command(after_long_help = EXIT_CODES)]
+    Watch {
+        /// The job: a beginning of its id, or its name; otherwise the running one, else the newest
+        job: Option<String>,
+        /// The journal entry to begin with
+        #[arg(long, value_name = "SEQ", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+        from: u64,
+    },
+    /// End a job early and keep its models: finish the batch, validate, save
+    #[command(after_long_help = EXIT_CODES)]
+    Stop {
+        /// The job: a beginning of its id, or its name; otherwise the running one, else the newest
+        job: Option<String>,
+    },
+    /// End a job now; what it has not saved yet is lost
+    #[command(after_long_help = EXIT_CODES)]
+    Cancel {
+        /// The job: a beginning of its id, or its name; otherwise the running one, else the newest
+        job: Option<String>,
+    },
+    /// Get the results of a job that has ended
+    #[command(after_long_help = EXIT_CODES)]
+    Fetch {
+        /// The job: a beginning of its id, or its name; otherwise the newest
+        job: Option<String>,
+        /// Where the results go [default: ./models-JOB, or ./models where no JOB is given]
+        #[arg(long, short, value_name = "DIR")]
+        output: Option<PathBuf>,
+        /// Replace files that are there
+        #[arg(long)]
+        overwrite: bool,
+    },
+    /// List the workers of the room
+    #[command(after_long_help = EXIT_CODES)]
+    Workers,
+}
+
+/// What `train` takes.
+#[derive(Debug, Clone, Args)]
+pub struct TrainArgs {
+    /// A training job package (.zip), a folder with the same content, or labels with images (.pkg.slp) and --config
+    pub package: PathBuf,
+    /// A configuration to train, in the package or beside it; several are trained in this order [default: what the package says]
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+    /// The labels file of the package to train on, where its configurations do not say
+    #[arg(long, value_name = "NAME")]
+    pub labels: Option<String>,
+    /// The worker's trainer to use [default: the one that the configurations call for]
+    #[arg(long, value_name = "NAME")]
+    pub trainer: Option<String>,
+    /// What to call the job [default: the package's file name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Where the models go [default: ./models-PACKAGE]
+    #[arg(long, short, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Replace files that are there
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Train once more, although the worker has done this very job
+    #[arg(long)]
+    pub again: bool,
+    /// Leave as soon as the worker has the package
+    #[arg(long)]
+    pub detach: bool,
+    /// Leave the models at the worker
+    #[arg(long)]
+    pub no_fetch: bool,
+}
+
+fn parse_bind(text: &str) -> Result<SocketAddr, String> {
+    text.parse::<SocketAddr>()
+        .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 0)))
+        .map_err(|_| "it must be an IP address, or IP:PORT".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use shared::domain::error::Code;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_exit_code_is_documented() {
+        let codes = [
+            Code::InvalidRequest,
+            Code::Unauthorized,
+            Code::NoConnection,
+            Code::BadPackage,
+            Code::NoSpace,
+            Code::VersionMismatch,
+            Code::JobNotFound,
+            Code::JobFailed,
+            Code::JobCancelled,
+            Code::Internal,
+        ];
+        for code in codes.map(Code::exit_code) {
+            assert!(EXIT_CODES.lines().any(|line| line.trim_start().starts_with(&format!("{code} "))), "{code}");
+        }
+    }
+
+    #[test]
+    fn addresses_may_lack_a_port() {
+        assert_eq!(parse_bind("10.0.0.1").unwrap(), SocketAddr::from(([10, 0, 0, 1], 0)));
+        assert_eq!(parse_bind("[::1]:500").unwrap(), SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 500)));
+        assert!(parse_bind("lab").is_err());
+    }
+}

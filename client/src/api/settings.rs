@@ -1,0 +1,283 @@
+//! What was typed, the environment and the configuration file → what a command needs, once.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io::{IsTerminal, Read},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use shared::{
+    domain::{
+        error::{Code, Failure},
+        id::Secret,
+        invite::Invite,
+        signal::IceServer,
+    },
+    runtime::config,
+};
+
+use super::{cli::Global, output};
+use crate::runtime::remote::Remote;
+
+/// The environment variable with the invite.
+pub const INVITE_VARIABLE: &str = "WEBRTC_INVITE";
+/// The environment variable with STUN and TURN servers.
+pub const ICE_VARIABLE: &str = "ICE_SERVERS";
+/// More than any invite has, in bytes.
+const MAX_INVITE: u64 = 16 * 1024;
+
+/// The section `[client]` of the configuration file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FileSettings {
+    invite_file: Option<PathBuf>,
+    worker: Option<String>,
+    ice_servers: Option<Vec<IceServer>>,
+    relay_only: bool,
+    bind: Vec<SocketAddr>,
+}
+
+/// What the environment says.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    /// [`INVITE_VARIABLE`].
+    pub invite: Option<Secret<OsString>>,
+    /// [`ICE_VARIABLE`].
+    pub ice_servers: Option<Secret<OsString>>,
+}
+
+impl Environment {
+    /// That of this process; an empty variable counts as none.
+    pub fn of_process() -> Self {
+        let read = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(Secret::new);
+        Environment { invite: read(INVITE_VARIABLE), ice_servers: read(ICE_VARIABLE) }
+    }
+}
+
+/// Where the invite is to come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum InviteSource {
+    Argument(Secret<String>),
+    Stdin,
+    File(PathBuf),
+    Environment(Secret<OsString>),
+}
+
+/// Everything that a command needs to reach its worker.
+#[derive(Debug)]
+pub struct Settings {
+    /// The way to the worker.
+    pub remote: Remote,
+    /// The options that lead another command to the same worker, as they would be typed.
+    pub options: String,
+}
+
+/// Reads everything there is.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] for what cannot be understood or is missing, [`Code::BadFile`] for what cannot be read,
+/// [`Code::NotAuthentic`] for a string that is no invite.
+pub fn load(global: &Global, environment: &Environment) -> Result<Settings, Failure> {
+    let file: FileSettings = config::load("client", global.config_file.as_deref(), global.environment.as_deref())?;
+    let source = invite_source(global, environment, &file)?;
+    if matches!(source, InviteSource::Argument(_)) && !global.quiet {
+        output::caution(
+            "others on this machine can see the invite on the command line (ps); prefer --invite-file, or --invite - for stdin",
+        );
+    }
+    let options = options(global, &source);
+    let ice_servers = match (&global.ice_servers, &environment.ice_servers) {
+        (Some(json), _) => parse_ice_servers("--ice-servers", json)?,
+        (None, Some(json)) => parse_ice_servers(ICE_VARIABLE, &json.expose().to_string_lossy())?,
+        (None, None) => check_ice_servers("ice_servers in the configuration file", file.ice_servers.unwrap_or_default())?,
+    };
+    let remote = Remote {
+        invite: read_invite(source)?,
+        worker: global.worker.clone().or(file.worker),
+        ice_servers,
+        bind: if global.bind.is_empty() { file.bind } else { global.bind.clone() },
+        relay_only: global.relay_only || file.relay_only,
+        config_dir: config::config_dir()?,
+    };
+    Ok(Settings { remote, options })
+}
+
+fn invite_source(global: &Global, environment: &Environment, file: &FileSettings) -> Result<InviteSource, Failure> {
+    if let Some(text) = &global.invite {
+        return Ok(if text == "-" { InviteSource::Stdin } else { InviteSource::Argument(Secret::new(text.clone())) });
+    }
+    if let Some(path) = &global.invite_file {
+        return Ok(InviteSource::File(path.clone()));
+    }
+    if let Some(text) = &environment.invite {
+        return Ok(InviteSource::Environment(text.clone()));
+    }
+    if let Some(path) = &file.invite_file {
+        return Ok(InviteSource::File(path.clone()));
+    }
+    Err(Failure::new(
+        Code::InvalidRequest,
+        format!(
+            "no invite: pass on the line that webrtc-worker printed, by --invite-file FILE, by the environment variable {INVITE_VARIABLE}, \
+             or by --invite - on stdin"
+        ),
+    ))
+}
+
+fn read_invite(source: InviteSource) -> Result<Invite, Failure> {
+    match source {
+        InviteSource::Argument(text) => text.expose().parse(),
+        InviteSource::Environment(text) => text.expose().to_string_lossy().parse(),
+        InviteSource::File(path) => {
+            let bad = |error: &std::io::Error| {
+                Failure::new(Code::BadFile, format!("cannot read the invite file {}: {error}; check the path", path.display()))
+            };
+            let text = read_some(File::open(&path).map_err(|error| bad(&error))?).map_err(|error| bad(&error))?;
+            text.expose().parse()
+        }
+        InviteSource::Stdin => {
+            if std::io::stdin().is_terminal() {
+                output::hint("paste the invite, then press Enter and Ctrl-D:");
+            }
+            let text = read_some(std::io::stdin().lock())
+                .map_err(|error| Failure::new(Code::BadFile, format!("cannot read the invite from stdin: {error}")))?;
+            text.expose().parse()
+        }
+    }
+}
+
+fn read_some(source: impl Read) -> std::io::Result<Secret<String>> {
+    let mut bytes = Vec::new();
+    source.take(MAX_INVITE).read_to_end(&mut bytes)?;
+    Ok(Secret::new(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// JSON in the browser's form: one `RTCIceServer` or a list of them.
+fn parse_ice_servers(origin: &str, json: &str) -> Result<Vec<IceServer>, Failure> {
+    // Decoded by hand and not as an untagged enum, whose error would not say where it is wrong; nor may it quote a password.
+    let wrong = |error: serde_json::Error| {
+        let message = format!(
+            "{origin} is not in the browser's form, such as {{\"urls\": \"stun:stun.example.org:3478\"}} or a list of such objects \
+             (line {}, column {})",
+            error.line(),
+            error.column()
+        );
+        Failure::new(Code::InvalidRequest, message)
+    };
+    let servers = if json.trim_start().starts_with('[') {
+        serde_json::from_str(json).map_err(wrong)?
+    } else {
+        vec![serde_json::from_str(json).map_err(wrong)?]
+    };
+    check_ice_servers(origin, servers)
+}
+
+fn check_ice_servers(origin: &str, servers: Vec<IceServer>) -> Result<Vec<IceServer>, Failure> {
+    let refused = |why: String| Err(Failure::new(Code::InvalidRequest, format!("{origin}: {why}")));
+    for server in &servers {
+        if server.urls.is_empty() {
+            return refused("a server has no urls".into());
+        }
+        for url in &server.urls {
+            let scheme = url.split(':').next().unwrap_or_default();
+            match scheme {
+                "stun" | "stuns" => {}
+                "turn" | "turns" if server.username.is_some() && server.credential.is_some() => {}
+                "turn" | "turns" => return refused(format!("'{url}' needs username and credential")),
+                _ => return refused(format!("'{url}' must begin with stun:, stuns:, turn: or turns:")),
+            }
+        }
+    }
+    Ok(servers)
+}
+
+/// What must be typed again to reach the same worker, the invite itself never.
+fn options(global: &Global, source: &InviteSource) -> String {
+    let mut options = String::new();
+    let mut add = |name: &str, value: &Path| options.push_str(&format!(" {name} {}", quoted(&value.to_string_lossy())));
+    match (source, &global.invite_file) {
+        (InviteSource::Argument(_) | InviteSource::Stdin, _) => add("--invite", Path::new("-")),
+        (InviteSource::File(path), Some(_)) => add("--invite-file", path),
+        // Found again without being named.
+        (InviteSource::File(_), None) | (InviteSource::Environment(_), _) => {}
+    }
+    if let Some(file) = &global.config_file {
+        add("--config-file", file);
+    }
+    if let Some(environment) = &global.environment {
+        add("--environment", Path::new(environment));
+    }
+    if let Some(worker) = &global.worker {
+        add("--worker", Path::new(worker));
+    }
+    if global.relay_only {
+        options.push_str(" --relay-only");
+    }
+    options
+}
+
+/// As a POSIX shell needs it.
+pub(super) fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./=+:@%,~".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(global: &Global, environment: Option<&str>, file: Option<&str>) -> Result<InviteSource, Failure> {
+        let environment = Environment { invite: environment.map(|text| Secret::new(text.into())), ice_servers: None };
+        invite_source(global, &environment, &FileSettings { invite_file: file.map(PathBuf::from), ..FileSettings::default() })
+    }
+
+    #[test]
+    fn flags_win_over_environment_over_file() {
+        let flag = Global { invite_file: Some("f".into()), ..Global::default() };
+        assert_eq!(source(&flag, Some("e"), Some("t")).unwrap(), InviteSource::File("f".into()));
+        assert_eq!(source(&Global::default(), Some("e"), Some("t")).unwrap(), InviteSource::Environment(Secret::new("e".into())));
+        assert_eq!(source(&Global::default(), None, Some("t")).unwrap(), InviteSource::File("t".into()));
+        assert!(source(&Global::default(), None, None).unwrap_err().message.contains(INVITE_VARIABLE));
+        let stdin = Global { invite: Some("-".into()), ..Global::default() };
+        assert_eq!(source(&stdin, None, None).unwrap(), InviteSource::Stdin);
+    }
+
+    #[test]
+    fn ice_servers_are_one_or_many() {
+        let parse = |json: &str| parse_ice_servers("ICE_SERVERS", json);
+        assert_eq!(parse(r#"{"urls": "stun:a"}"#).unwrap()[0].urls, ["stun:a"]);
+        assert_eq!(parse(r#" [{"urls": ["stun:a", "stun:b"]}, {"urls": "turn:t", "username": "u", "credential": "p"}]"#).unwrap().len(), 2);
+        for (json, says) in [
+            (r#"{"urls": "turn:t"}"#, "needs username and credential"),
+            (r#"{"urls": "http://x"}"#, "must begin with stun:"),
+            (r#"{"urls": []}"#, "has no urls"),
+            (r#"{"url": "stun:a"}"#, "browser's form"),
+            ("stun:a", "browser's form"),
+            ("", "browser's form"),
+        ] {
+            let failure = parse(json).unwrap_err();
+            assert_eq!(failure.code, Code::InvalidRequest);
+            assert!(failure.message.contains(says) && failure.message.starts_with("ICE_SERVERS"), "{json}: {failure}");
+        }
+    }
+
+    #[test]
+    fn an_error_does_not_quote_a_password() {
+        let failure = parse_ice_servers("ICE_SERVERS", r#"{"urls": 5, "credential": "canary"}"#).unwrap_err();
+        let other = parse_ice_servers("ICE_SERVERS", r#"{"urls": "stun:a", "credential": {"canary": 1}}"#).unwrap_err();
+        assert!(!failure.message.contains("canary") && !other.message.contains("canary"), "{failure} {other}");
+    }
+
+    #[test]
+    fn the_way_back_names_files_and_never_the_invite() {
+        let global = Global { invite: Some("webrtc-connect:canary".into()), worker: Some("lab two".into()), ..Global::default() };
+        let shown = options(&global, &source(&global, None, None).unwrap());
+        assert_eq!(shown, " --invite - --worker 'lab two'");
+        let global = Global { invite_file: Some("it's.txt".into()), environment: Some("lab".into()), ..Global::default() };
+        assert_eq!(options(&global, &source(&global, None, None).unwrap()), r" --invite-file 'it'\''s.txt' --environment lab");
+        assert_eq!(options(&Global::default(), &source(&Global::default(), Some("x"), None).unwrap()), "");
+    }
+}

@@ -1,0 +1,17 @@
+//! What the client does with sockets and disk.
+//!
+//! * [`package`]: a path that a user typed → a package that can be sent
+//! * [`known_workers`]: the keys of the workers met before
+//! * [`remote`]: everything that needs a worker: `connect` makes links, a `conversation` uses one, a `drive` wants something over as
+//!   many as it takes; `download` puts results in place
+
+pub mod known_workers;
+pub mod package;
+pub mod remote;
+
+mod archive;
+mod connect;
+mod conversation;
+mod download;
+mod drive;
+mod labels;
