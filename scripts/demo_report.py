@@ -43,7 +43,7 @@ def describe(event: dict) -> str | None:
         return f"uploaded in {event['elapsed_ms'] / 1000:.2f} s"
     if kind == "downloaded":
         return f"downloaded {len(event['files'])} files, {size(event['bytes'])}, in {event['elapsed_ms'] / 1000:.2f} s"
-    if kind in ("notice", "finished", "error"):
+    if kind in ("notice", "finished"):
         return event["message"]
     if kind != "journal":
         return None
