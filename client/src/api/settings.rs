@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs::File,
-    io::{IsTerminal, Read},
+    io::{BufRead, IsTerminal, Read},
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -140,9 +140,9 @@ fn read_invite(source: InviteSource) -> Result<Invite, Failure> {
         }
         InviteSource::Stdin => {
             if std::io::stdin().is_terminal() {
-                output::hint("paste the invite, then press Enter and Ctrl-D:");
+                output::hint("paste the invite and press Enter:");
             }
-            let text = read_some(std::io::stdin().lock())
+            let text = read_line(std::io::stdin().lock())
                 .map_err(|error| Failure::new(Code::BadFile, format!("cannot read the invite from stdin: {error}")))?;
             text.expose().parse()
         }
@@ -153,6 +153,19 @@ fn read_some(source: impl Read) -> std::io::Result<Secret<String>> {
     let mut bytes = Vec::new();
     source.take(MAX_INVITE).read_to_end(&mut bytes)?;
     Ok(Secret::new(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// The first line that is not blank.
+fn read_line(source: impl BufRead) -> std::io::Result<Secret<String>> {
+    let mut source = source.take(MAX_INVITE);
+    let mut line = String::new();
+    while line.trim().is_empty() {
+        line.clear();
+        if source.read_line(&mut line)? == 0 {
+            break;
+        }
+    }
+    Ok(Secret::new(line))
 }
 
 /// JSON in the browser's form: one `RTCIceServer` or a list of them.
@@ -262,6 +275,14 @@ mod tests {
             assert_eq!(failure.code, Code::InvalidRequest);
             assert!(failure.message.contains(says) && failure.message.starts_with("ICE_SERVERS"), "{json}: {failure}");
         }
+    }
+
+    #[test]
+    fn stdin_is_read_as_far_as_the_invite() {
+        let mut input: &[u8] = b"\n  webrtc-connect:AAAA \nthe rest";
+        assert_eq!(read_line(&mut input).unwrap().expose().trim(), "webrtc-connect:AAAA");
+        assert_eq!(input, b"the rest");
+        assert_eq!(read_line(&b""[..]).unwrap().expose(), "");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use shared::{
         manifest::ManifestSummary,
         message::{
             Accepted, Control, ControlState, FileMeta, Hello, JobList, JobRef, PROTOCOL, Progress as JournalProgress, Req, Request, Submit,
-            ToClient, ToWorker, Watch, Welcome, WorkerInfo,
+            ToClient, ToWorker, Watch, Welcome,
         },
         transfer::{Places, Progress},
     },
@@ -127,6 +127,8 @@ pub(super) struct Known {
     status: Option<JobStatus>,
     uploaded: bool,
     saved: bool,
+    /// The worker's free disk space when it was last asked, in bytes.
+    disk_free: u64,
 }
 
 /// The transfers of one link.
@@ -200,8 +202,8 @@ impl Drive {
     }
 
     async fn converse(&mut self, talk: &mut Conversation, transfers: &mut Transfers) -> Result<End, Failure> {
-        let worker = self.hello(talk).await?;
-        match self.begin(talk, worker).await? {
+        self.hello(talk).await?;
+        match self.begin(talk).await? {
             Some(end) => return Ok(end),
             None => self.follow(talk, transfers).await?,
         }
@@ -225,13 +227,13 @@ impl Drive {
         }
     }
 
-    async fn hello(&mut self, talk: &mut Conversation) -> Result<WorkerInfo, Failure> {
+    async fn hello(&mut self, talk: &mut Conversation) -> Result<(), Failure> {
         let hello = Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned(), session: self.session.clone() };
         talk.tell(ToWorker::Hello(hello)).await?;
         let Welcome { protocol, grant, worker, resumed } = answer(talk, |message| match message {
-            ToClient::Welcome(welcome) => Ok(Ok(welcome)),
-            ToClient::Refused(refused) => Ok(Err(refused.failure)),
-            other => Err(other),
+            ToClient::Welcome(welcome) => Some(Ok(welcome)),
+            ToClient::Refused(refused) => Some(Err(refused.failure)),
+            _ => None,
         })
         .await?;
         if protocol != PROTOCOL {
@@ -250,18 +252,19 @@ impl Drive {
         let route = talk.route().await;
         let elapsed_ms = self.began.elapsed().as_millis() as u64;
         self.tell(Event::Connected { worker: worker.clone(), grant, route, resumed, elapsed_ms }).await;
+        self.known.disk_free = worker.disk_free;
         self.connector.remember(&worker.name)?;
         if self.submission.is_some() && !self.known.uploaded {
             // A bulk connection takes a moment: begun now, it is there when the worker says what it lacks.
             let _ = talk.pool();
         }
-        Ok(worker)
+        Ok(())
     }
 
     /// Submits the job, or finds the one that is meant.
-    async fn begin(&mut self, talk: &mut Conversation, worker: WorkerInfo) -> Result<Option<End>, Failure> {
+    async fn begin(&mut self, talk: &mut Conversation) -> Result<Option<End>, Failure> {
         if self.submission.is_some() {
-            return self.submit(talk, worker).await.map(|()| None);
+            return self.submit(talk).await.map(|()| None);
         }
         if self.known.job.is_some() && self.until != Until::Listed {
             return Ok(None);
@@ -277,7 +280,7 @@ impl Drive {
         Ok(None)
     }
 
-    async fn submit(&mut self, talk: &mut Conversation, worker: WorkerInfo) -> Result<(), Failure> {
+    async fn submit(&mut self, talk: &mut Conversation) -> Result<(), Failure> {
         if self.submission.as_ref().is_some_and(|submission| submission.again) {
             let known = list(talk).await?.jobs;
             if let Some(submission) = &mut self.submission {
@@ -291,9 +294,9 @@ impl Drive {
         let (spec, manifest) = (submission.spec.clone(), submission.summary);
         talk.tell(ToWorker::Submit(Submit { req: SUBMIT, spec, manifest, plan: false })).await?;
         let Accepted { status, known, .. } = answer(talk, |message| match message {
-            ToClient::Accepted(accepted) => Ok(Ok(accepted)),
-            ToClient::Refused(refused) if refused.req == SUBMIT => Ok(Err(refused.failure)),
-            other => Err(other),
+            ToClient::Accepted(accepted) => Some(Ok(accepted)),
+            ToClient::Refused(refused) if refused.req == SUBMIT => Some(Err(refused.failure)),
+            _ => None,
         })
         .await?;
         if status.state != JobState::Uploading {
@@ -309,7 +312,7 @@ impl Drive {
                     bytes: manifest.bytes,
                     already_there,
                     to_send: 0,
-                    disk_free: worker.disk_free,
+                    disk_free: self.known.disk_free,
                 })
                 .await;
             }
@@ -468,7 +471,7 @@ impl Drive {
                     bytes: progress.total_bytes,
                     already_there: progress.total_bytes - progress.needed_bytes,
                     to_send: progress.needed_bytes,
-                    disk_free: 0,
+                    disk_free: self.known.disk_free,
                 };
                 self.tell(plan).await;
             }
@@ -602,22 +605,23 @@ pub(super) fn command_id() -> Result<CommandId, Failure> {
 async fn list(talk: &mut Conversation) -> Result<JobList, Failure> {
     talk.tell(ToWorker::Jobs(Request { req: LIST })).await?;
     answer(talk, |message| match message {
-        ToClient::JobList(list) => Ok(Ok(list)),
-        ToClient::Refused(refused) if refused.req == LIST => Ok(Err(refused.failure)),
-        other => Err(other),
+        ToClient::JobList(list) => Some(Ok(list)),
+        ToClient::Refused(refused) if refused.req == LIST => Some(Err(refused.failure)),
+        _ => None,
     })
     .await
 }
 
 /// Waits for one answer; what else comes before it is of no use yet.
-async fn answer<T>(talk: &mut Conversation, mut take: impl FnMut(ToClient) -> Result<Result<T, Failure>, ToClient>) -> Result<T, Failure> {
+async fn answer<T>(talk: &mut Conversation, mut take: impl FnMut(ToClient) -> Option<Result<T, Failure>>) -> Result<T, Failure> {
     let waiting = async {
         loop {
             match talk.next().await {
-                Incoming::Message(message) => match take(message) {
-                    Ok(answer) => return answer,
-                    Err(other) => tracing::debug!(message = other.name(), "not the answer that is waited for"),
-                },
+                Incoming::Message(message) => {
+                    if let Some(answer) = take(message) {
+                        return answer;
+                    }
+                }
                 Incoming::Journal(_) => {}
                 Incoming::Lost(failure) => return Err(failure),
             }

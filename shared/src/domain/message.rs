@@ -219,6 +219,7 @@ impl ToClient {
     }
 
     /// The journal entry in it, if it is one.
+    #[expect(clippy::result_large_err, reason = "the error is the message itself, handed on at once")]
     pub fn into_journal(self) -> Result<Progress, Self> {
         match self {
             ToClient::TrainJobStart(p) | ToClient::TrainJobEnd(p) | ToClient::TrainLog(p) | ToClient::Progress(p) => Ok(p),
@@ -279,6 +280,7 @@ macro_rules! steps {
 
         impl $name {
             /// The transfer step in it, if it is one.
+            #[expect(clippy::result_large_err, reason = "the error is the message itself, handed on at once")]
             pub fn into_step(self) -> Result<Step, Self> {
                 Ok(match self {
                     $name::FileMeta(payload) => Step::Meta(payload),

@@ -208,7 +208,7 @@ pub fn connect(
     let token = id_token.map(CachedToken::new);
     let task = Task { api, registration, identity, token, outgoing, events };
     tokio::spawn(async move {
-        stop.run_until_cancelled(task.run()).await;
+        stop.run_until_cancelled(Box::pin(task.run())).await;
     });
     (SignalSender(message_tx), event_rx)
 }

@@ -4,7 +4,8 @@
 
 use std::{backtrace::Backtrace, io::IsTerminal, panic::PanicHookInfo};
 
-use tracing_subscriber::{EnvFilter, fmt, util::SubscriberInitExt};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, fmt, layer::SubscriberExt, registry, util::SubscriberInitExt};
 
 use crate::domain::error::{Code, Failure};
 
@@ -15,6 +16,8 @@ pub const LOG_VARIABLE: &str = "WEBRTC_LOG";
 const OURS: [&str; 4] = ["signaling_server", "worker", "client", "shared"];
 /// The crates that report a peer's every bad packet as a warning.
 const NOISY: [&str; 2] = ["webrtc", "rtc"];
+/// The crates that below `info` write whole messages, with the tokens in them. No filter can open these.
+const INDISCREET: [&str; 4] = ["tungstenite", "tokio_tungstenite", "h2", "hyper"];
 
 /// Starts logging to stderr, and a panic hook that logs where a panic happened.
 ///
@@ -26,16 +29,18 @@ const NOISY: [&str; 2] = ["webrtc", "rtc"];
 pub fn init(program: &str, verbosity: u8, json: Option<bool>) -> Result<(), Failure> {
     let filter = filter(std::env::var(LOG_VARIABLE).ok().as_deref(), verbosity)?;
     let terminal = std::io::stderr().is_terminal();
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
-    let started = if json.unwrap_or(!terminal) {
-        builder.json().flatten_event(true).with_span_list(false).finish().try_init()
-    } else {
-        builder.finish().try_init()
-    };
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(terminal);
+    let lines = if json.unwrap_or(!terminal) { lines.json().flatten_event(true).with_span_list(false).boxed() } else { lines.boxed() };
+    let started = registry().with(filter).with(filter_fn(is_discreet)).with(lines).try_init();
     started.map_err(|error| Failure::new(Code::Internal, format!("logging cannot start: {error}")))?;
     let program = program.to_owned();
     std::panic::set_hook(Box::new(move |info| log_panic(&program, info)));
     Ok(())
+}
+
+fn is_discreet(metadata: &Metadata<'_>) -> bool {
+    let krate = metadata.target().split("::").next().unwrap_or_default();
+    *metadata.level() <= Level::INFO || !INDISCREET.contains(&krate)
 }
 
 fn filter(directives: Option<&str>, verbosity: u8) -> Result<EnvFilter, Failure> {
@@ -98,6 +103,24 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn no_filter_opens_what_would_log_messages() {
+        let buffer = Buffer::default();
+        let sink = buffer.clone();
+        let subscriber = registry()
+            .with(filter(Some("trace"), 0).unwrap())
+            .with(filter_fn(is_discreet))
+            .with(fmt::layer().with_writer(move || sink.clone()));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::trace!(target: "tungstenite::protocol", "canary");
+            tracing::debug!(target: "h2", "canary");
+            tracing::warn!(target: "tungstenite", "told");
+            tracing::trace!(target: "tungstenite_of_another_name", "told, too");
+        });
+        let log = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        assert!(log.contains("told, too") && log.contains("told\n") && !log.contains("canary"), "{log}");
     }
 
     #[test]

@@ -27,7 +27,7 @@ const WS: &str = "0.0.0.0:8080";
 
 /// The signaling server of webRTC-connect: rooms, admission, and the exchange of sealed offers. It never sees data.
 ///
-/// Each option can also stand in `webrtc-connect.toml` (./ or the user's configuration directory), section [server], with `_` for `-`.
+/// Each option can also stand in `webrtc-connect.toml` (./ or the user's configuration directory), in its `server` section, with `_` for `-`.
 #[derive(Debug, Parser)]
 #[command(name = "webrtc-server", version)]
 pub struct Args {

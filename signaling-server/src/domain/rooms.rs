@@ -335,7 +335,11 @@ fn list(mut peers: Vec<&Live>) -> Vec<PeerInfo> {
     listed.map(info).collect()
 }
 
-fn checked_metadata(metadata: &Metadata) -> Result<usize, Failure> {
+/// The size of the metadata as JSON.
+///
+/// # Errors
+/// [`Code::TooLarge`] when it is over [`MAX_METADATA`].
+pub fn checked_metadata(metadata: &Metadata) -> Result<usize, Failure> {
     let bytes = serde_json::to_string(metadata).map_or(usize::MAX, |text| text.len());
     if bytes > MAX_METADATA {
         return Err(Failure::new(Code::TooLarge, format!("the metadata has {bytes} bytes as JSON; at most {MAX_METADATA} are allowed")));
@@ -354,6 +358,7 @@ fn refuse(socket: SocketId, why: &str) -> Vec<Output> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use serde_json::json;
 
     fn id<T: std::str::FromStr<Err = Failure>>(text: &str) -> T {
@@ -470,5 +475,49 @@ mod tests {
         let answer = rooms.message(1, ToServer::UpdateMetadata { metadata: big });
         assert!(matches!(&answer[..], [Output::Send { message: ToPeer::Error { code: Code::TooLarge, .. }, .. }]));
         assert_eq!(rooms.peers(&id("r"), &id("c"), &Filters::default()).1[0].metadata, metadata);
+    }
+
+    /// What must hold between any two calls.
+    fn check(rooms: &Rooms) {
+        for (socket, (room, peer)) in &rooms.sockets {
+            assert_eq!(rooms.rooms[room][peer].socket, *socket);
+        }
+        let live = rooms.rooms.values().map(BTreeMap::len).sum::<usize>();
+        assert_eq!(live, rooms.sockets.len());
+        for peers in rooms.rooms.values() {
+            assert!(!peers.is_empty());
+            for (peer, live) in peers {
+                assert!(live.contacts.iter().all(|contact| peers[contact].contacts.contains(peer)), "contacts are mutual and present");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_sockets_and_contacts_agree(steps in proptest::collection::vec((0u8..5, 0u8..2, 0u8..4, 0u8..4), 0..80)) {
+            let mut rooms = Rooms::new(3);
+            for (socket, (action, room, a, b)) in (1..).zip(steps) {
+                let (room, peer, other): (RoomId, PeerId, PeerId) = (id(&format!("r{room}")), id(&format!("p{a}")), id(&format!("p{b}")));
+                let held = rooms.socket_of(&room, &peer);
+                let outputs = match (action, held) {
+                    (0 | 1, _) => rooms.join(socket, &room, member(peer.as_str(), peer.as_str())).unwrap_or_default(),
+                    (2, Some(held)) => rooms.message(held, offer(other.as_str())),
+                    (3, Some(held)) => rooms.leave(held),
+                    (4, _) => rooms.expel(&room, (b > 0).then_some(&peer)),
+                    _ => Vec::new(),
+                };
+                check(&rooms);
+                for output in outputs {
+                    match output {
+                        Output::Send { to, .. } | Output::Deliver { to, .. } => {
+                            let gone_in_the_same_step = action == 4;
+                            prop_assert!(rooms.member(to).is_some() || gone_in_the_same_step);
+                        }
+                        Output::Close { socket, .. } => prop_assert!(rooms.member(socket).is_none()),
+                        Output::Forward { target, .. } => prop_assert!(rooms.socket_of(&room, &target).is_none()),
+                    }
+                }
+            }
+        }
     }
 }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::domain::{
     grant::{Change, Identity, PublicKey, Refusal, TokenHash},
-    rooms::Member,
+    rooms::{self, Member},
 };
 
 /// What a socket registers with.
@@ -94,11 +94,13 @@ impl Server {
     /// Checks everything about a registration but the key's proof and the peer id's owner.
     ///
     /// # Errors
-    /// [`Code::RateLimited`], [`Code::Unauthorized`], [`Code::InvalidRequest`], [`Code::RoomNotFound`], [`Code::Unavailable`].
+    /// [`Code::RateLimited`], [`Code::Unauthorized`], [`Code::InvalidRequest`], [`Code::TooLarge`], [`Code::RoomNotFound`],
+    /// [`Code::Unavailable`].
     pub async fn apply(&self, from: Address, registration: Registration) -> Result<Next, Failure> {
         self.rates.registration(from)?;
         let subject = self.auth.verify(registration.id_token.expose(), self.now())?;
         let owner = Identity { subject, key: None };
+        rooms::checked_metadata(&registration.metadata)?;
         let key = registration.public_key.as_deref().map(str::parse::<PublicKey>).transpose()?;
         let token = TokenHash::of(registration.token.expose());
         let room = self.store.get(self.now(), &registration.room).await?;
@@ -120,7 +122,7 @@ impl Server {
     /// Takes the peer id and the place in the room.
     ///
     /// # Errors
-    /// [`Code::PeerIdTaken`], [`Code::RoomNotFound`] (expired meanwhile), [`Code::TooLarge`] (metadata), [`Code::Unavailable`].
+    /// [`Code::PeerIdTaken`], [`Code::RoomNotFound`] (expired meanwhile), [`Code::Unavailable`].
     pub async fn admit(&self, Applicant { room, member }: Applicant) -> Result<Admitted, Failure> {
         let claim = Change::Claim { peer: member.peer.clone() };
         let stored = self.store.change(self.now(), &room, &member.owner, claim).await?;

@@ -29,7 +29,7 @@ use crate::domain::{
 };
 
 /// Messages that wait for one socket.
-pub const MAX_QUEUED: usize = 64;
+pub const MAX_QUEUED: usize = 256;
 /// Bytes that wait for one socket.
 pub const MAX_QUEUED_BYTES: usize = 256 * 1024;
 

@@ -117,7 +117,7 @@ impl Output {
         let _ = tokio::task::spawn_blocking(move || print_summary(&lines)).await;
     }
 
-    /// Takes the live lines away, without waiting for anything.
+    /// Takes the live lines away, without waiting for a terminal that takes nothing.
     pub fn abandon(&self) {
         self.shared.screen.abandon();
     }

@@ -21,6 +21,8 @@ use crate::domain::view::{Line, Live, Tone};
 const MAX_WAITING: usize = 2000;
 /// Between two pictures.
 const FRAME: Duration = Duration::from_millis(100);
+/// How long a program that leaves at once waits for its last picture.
+const PATIENCE: Duration = Duration::from_millis(300);
 /// Between two lines about the same thing where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
@@ -53,6 +55,7 @@ struct Content {
     left_out: u64,
     live: Vec<Live>,
     closing: bool,
+    closed: bool,
 }
 
 impl Screen {
@@ -74,12 +77,12 @@ impl Screen {
         if let Some(live) = live {
             content.live = live;
         }
-        self.board.changed.notify_one();
+        self.board.changed.notify_all();
     }
 
     /// Draws what is left, takes the live lines away, and waits for that.
     pub(super) fn finish(&self) {
-        self.abandon();
+        self.begin_to_close();
         let thread = self.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         if let Some(thread) = thread {
             // It panicked or it ended; either way it draws no more.
@@ -87,12 +90,21 @@ impl Screen {
         }
     }
 
-    /// As [`finish`](Self::finish), without waiting.
+    /// As [`finish`](Self::finish), but a terminal that takes nothing is not waited for.
     pub(super) fn abandon(&self) {
+        self.begin_to_close();
+        if self.thread.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).is_some() {
+            let content = self.board.content();
+            // Closed or out of patience: the program ends now.
+            let _ = self.board.changed.wait_timeout_while(content, PATIENCE, |content| !content.closed);
+        }
+    }
+
+    fn begin_to_close(&self) {
         let mut content = self.board.content();
         content.closing = true;
         content.live.clear();
-        self.board.changed.notify_one();
+        self.board.changed.notify_all();
     }
 }
 
@@ -138,6 +150,8 @@ fn draw(board: &Board, mut canvas: impl Canvas) {
         canvas.draw(&lines, &live);
         if closing {
             canvas.close();
+            board.content().closed = true;
+            board.changed.notify_all();
             return;
         }
         // Events that come faster than pictures are seen in the next one.
@@ -307,6 +321,30 @@ mod tests {
         screen.finish();
         let text = String::from_utf8(seen.lock().unwrap().clone()).unwrap();
         assert_eq!(text.lines().collect::<Vec<_>>(), (0..50).map(|n| format!("line {n}")).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn leaving_at_once_waits_for_no_terminal() {
+        struct Stuck(std::sync::mpsc::Receiver<()>);
+        impl Canvas for Stuck {
+            fn draw(&mut self, _: &[Line], _: &[Live]) {
+                // Until the test is over and the sender is dropped.
+                let _ = self.0.recv();
+            }
+            fn close(&mut self) {}
+        }
+        let (release, held) = std::sync::mpsc::channel();
+        let board = Arc::new(Board { content: Mutex::default(), changed: Condvar::new() });
+        let drawn = board.clone();
+        let screen = Screen { board, thread: Mutex::new(Some(std::thread::spawn(move || draw(&drawn, Stuck(held))))) };
+        let started = Instant::now();
+        screen.push(vec![line(1)], None);
+        screen.abandon();
+        assert!(started.elapsed() < PATIENCE * 10);
+        assert!(!screen.board.content().closed);
+        drop(release);
+        screen.finish();
+        assert!(screen.board.content().closed);
     }
 
     #[test]

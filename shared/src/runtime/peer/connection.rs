@@ -134,16 +134,15 @@ impl PeerConnection {
         let (event_tx, events) = mpsc::channel(256);
         let handler = Handler { events: event_tx, announced: Mutex::new(Vec::new()) };
         let bind: Vec<SocketAddr> = if options.bind.is_empty() { vec![SocketAddr::from(([0, 0, 0, 0], 0))] } else { options.bind.clone() };
-        let inner = PeerConnectionBuilder::new()
+        let builder = PeerConnectionBuilder::new()
             .with_configuration(configuration(options))
             .with_setting_engine(settings())
             .with_handler(Arc::new(handler))
             .with_runtime(Arc::new(BufferedRuntime::new()))
             .with_udp_addrs(bind)
-            .with_data_channel_send_buffer_limit(SEND_LIMIT)
-            .build()
-            .await
-            .map_err(|error| failed("a peer connection could not be made", &error))?;
+            .with_data_channel_send_buffer_limit(SEND_LIMIT);
+        // Boxed: the crate's future has 20 kB, and every future that awaits it would have them, too.
+        let inner = Box::pin(builder.build()).await.map_err(|error| failed("a peer connection could not be made", &error))?;
         let inner: Arc<dyn Inner> = Arc::new(inner);
         let mut made = Vec::with_capacity(channels.len());
         for spec in channels {

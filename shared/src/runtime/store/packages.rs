@@ -23,6 +23,7 @@ use crate::{
 };
 
 /// What is here of an announced package.
+#[expect(clippy::large_enum_variant, reason = "there is one for a whole transfer, and it is taken apart at once")]
 #[derive(Debug)]
 pub enum Begun {
     /// All of it: nothing need be sent.

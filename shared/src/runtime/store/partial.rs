@@ -344,7 +344,7 @@ impl Partial {
         }
         self.lock().unverified = ChunkSet::new(self.places.len());
         let dir = match &self.slot.goal {
-            Goal::Package { packages, .. } => self.into_package(packages)?,
+            Goal::Package { packages, .. } => self.to_package(packages)?,
             Goal::Folder(folder) => {
                 let in_place = self.lock().in_place.clone();
                 folder.take(&self.slot.home, self.manifest(), &in_place, cancel)?;
@@ -356,7 +356,7 @@ impl Partial {
         Ok(Finished::Whole(dir))
     }
 
-    fn into_package(&self, packages: &Root) -> Result<PackageDir, Failure> {
+    fn to_package(&self, packages: &Root) -> Result<PackageDir, Failure> {
         let name = hex(&self.id().0);
         let unusable = |error: io::Error| failed("finish the package in", packages.path().display(), &error);
         // The lock becomes a shared one, so that the package can be opened as soon as it has its name, and not be removed.

@@ -1,0 +1,8 @@
+//! The signaling server over real sockets and as a real process.
+
+mod abuse;
+mod admission;
+mod process;
+mod relay;
+mod rest;
+mod support;

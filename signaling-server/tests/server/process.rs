@@ -1,0 +1,184 @@
+//! The real program: killed, stopped, misconfigured, watched.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    thread::JoinHandle,
+};
+
+use serde_json::{Value, json};
+
+use super::support::{Api, register};
+
+struct Program {
+    child: Child,
+    api: Api,
+    /// Read all along: a program whose log nobody reads stops at a full pipe.
+    log: Option<JoinHandle<String>>,
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_webrtc-server"));
+    // No configuration file of the person who runs the tests.
+    command.current_dir(dir).env("XDG_CONFIG_HOME", dir).env("WEBRTC_LOG", "trace").stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Starts on a free port and waits for the line that says which.
+fn start(dir: &Path, more: &[&str]) -> Program {
+    let data = dir.join("data");
+    let mut child =
+        command(dir).args(["--listen", "127.0.0.1:0", "--json", "--data-dir"]).arg(data).args(more).spawn().expect("the program starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let listening: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("not the line that was expected: {line:?}"));
+    let mut stderr = child.stderr.take().unwrap();
+    let log = std::thread::spawn(move || {
+        let mut log = String::new();
+        stderr.read_to_string(&mut log).unwrap();
+        log
+    });
+    let address = listening["ws"].as_str().unwrap().strip_prefix("ws://").unwrap().to_owned();
+    assert_eq!(listening["http"], format!("http://{address}"));
+    Program { child, api: Api::at(address), log: Some(log) }
+}
+
+impl Program {
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// All that it has logged; it must have ended.
+    fn log(&mut self) -> String {
+        self.log.take().unwrap().join().unwrap()
+    }
+
+    async fn ended(&mut self) -> ExitStatus {
+        for _ in 0..400 {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+        }
+        panic!("the program did not end");
+    }
+}
+
+#[tokio::test]
+async fn rooms_owners_and_tokens_survive_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = start(dir.path(), &[]);
+    let (owner, thief) = (first.api.sign_in().await, first.api.sign_in().await);
+    let room = first.api.create_room(&owner).await;
+    let _worker = first.api.join(&room, &owner, "w").await;
+    first.signal("KILL");
+    first.ended().await;
+    drop(first);
+
+    let second = start(dir.path(), &[]);
+    let mut other = second.api.connect().await;
+    assert_eq!(other.ask(register(&room, &thief, "w")).await["code"], "PEER_ID_TAKEN");
+    let mut worker = second.api.join(&room, &owner, "w").await;
+    assert_eq!(worker.ask(json!({"type": "renew"})).await["type"], "renewed");
+}
+
+#[tokio::test]
+async fn sigterm_says_goodbye_and_exits_with_success() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut program = start(dir.path(), &[]);
+    let owner = program.api.sign_in().await;
+    let room = program.api.create_room(&owner).await;
+    let mut worker = program.api.join(&room, &owner, "w").await;
+    program.signal("TERM");
+    assert_eq!(worker.closed().await, 1012);
+    drop(worker);
+    assert!(program.ended().await.success());
+    assert!(program.log().contains("\"message\":\"stopped\""));
+}
+
+#[tokio::test]
+async fn a_second_signal_does_not_wait_for_anybody() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut program = start(dir.path(), &[]);
+    let owner = program.api.sign_in().await;
+    let room = program.api.create_room(&owner).await;
+    let mut worker = program.api.join(&room, &owner, "w").await;
+    // It never answers the close, so that the server waits for it a while.
+    let _deaf = program.api.join(&room, &owner, "c").await;
+    program.signal("TERM");
+    assert_eq!(worker.closed().await, 1012);
+    program.signal("INT");
+    assert_eq!(program.ended().await.code(), Some(130));
+}
+
+#[tokio::test]
+async fn no_secret_reaches_the_log_not_even_at_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let turn = r#"[{"urls":"turn:t.example","username":"u","credential":"canary-turn"}]"#;
+    let mut program = start(dir.path(), &["--ice-servers", turn]);
+    let owner = program.api.sign_in().await;
+    let room = program.api.create_room(&owner).await;
+    let mut worker = program.api.join(&room, &owner, "w").await;
+    worker.send(json!({"type": "offer", "target": "w", "sdp": "canary-sdp"})).await;
+    worker.expect("offer").await;
+    let mut wrong = program.api.connect().await;
+    wrong.ask(json!({"type": "register", "peer_id": "c", "room_id": room.room_id, "token": "canary-token", "id_token": "canary-jwt", "role": "client"})).await;
+    worker.leave().await;
+    program.signal("TERM");
+    program.ended().await;
+    let log = program.log();
+    assert!(log.contains("peer registered"), "{log}");
+    let signature = owner.token.rsplit('.').next().unwrap();
+    for secret in [signature, room.token.expose(), "canary"] {
+        assert!(!log.contains(secret), "{secret} in:\n{}", log.lines().find(|line| line.contains(secret)).unwrap_or_default());
+    }
+}
+
+#[tokio::test]
+async fn an_idle_server_is_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = start(dir.path(), &[]);
+    program.api.sign_in().await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", program.child.id())).unwrap();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kib: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+    println!("idle server: {kib} KiB resident");
+    assert!(kib < 20 * 1024, "{kib} KiB");
+}
+
+#[test]
+fn what_is_wrong_at_the_start_is_one_sentence_and_an_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("webrtc-connect.toml");
+    let run = |toml: &str, args: &[&str]| {
+        std::fs::write(&config, toml).unwrap();
+        let output = command(dir.path()).env("WEBRTC_LOG", "off").args(args).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, message) = run("[server]\nroom_tll = 5\n", &[]);
+    assert_eq!(code, 2);
+    assert!(message.contains("webrtc-connect.toml, line 2, key 'room_tll'") && message.lines().count() == 1, "{message}");
+
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let (code, message) = run("", &["--listen", "127.0.0.1:0", "--data-dir", "file/data"]);
+    assert_eq!(code, 3, "{message}");
+    assert!(message.contains("cannot make the data directory file/data"), "{message}");
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let (code, message) = run("", &["--store", "memory", "--listen", &address]);
+    assert_eq!(code, 4, "{message}");
+    assert!(message.contains(&format!("cannot listen on {address}")), "{message}");
+
+    let (code, message) = run("", &["--listen", "nowhere"]);
+    assert_eq!(code, 2, "{message}");
+}
