@@ -100,7 +100,8 @@ impl Trainer {
     fn leave_children(&self) {
         for wrapper in [&["sh"][..], &["setsid", "sh"]] {
             let script = "trap '' TERM; sleep 1001; sleep 1001";
-            Command::new(wrapper[0]).args(&wrapper[1..]).args(["-c", script]).spawn().unwrap();
+            let mut child = Command::new(wrapper[0]).args(&wrapper[1..]).args(["-c", script]).spawn().unwrap();
+            assert!(child.try_wait().unwrap().is_none(), "it outlives this process");
         }
     }
 
@@ -130,8 +131,9 @@ impl Trainer {
                     break;
                 }
             }
-            self.send(&format!(r#"{{"what": "", "event": "epoch_end", "logs": {{"loss": 0.5, "val/loss": Infinity}}, "epoch": {epoch}}}"#))
-                .await;
+            let loss = if self.act == "NaN" { "NaN" } else { "0.5" };
+            let logs = format!(r#"{{"loss": {loss}, "val/loss": {loss}, "eval/val/distance": Infinity}}"#);
+            self.send(&format!(r#"{{"what": "", "event": "epoch_end", "logs": {logs}, "epoch": {epoch}}}"#)).await;
             if stopped {
                 return;
             }
@@ -142,7 +144,7 @@ impl Trainer {
     async fn pause(&mut self, batch: u64) -> bool {
         let millis = match self.act.as_str() {
             // 5,000 messages a second: two a batch, five batches in two milliseconds.
-            "flood" if batch % 5 == 0 => 2,
+            "flood" if batch.is_multiple_of(5) => 2,
             "flood" => return false,
             _ => 2,
         };

@@ -107,7 +107,7 @@ pub struct RateLimit {
 
 impl RateLimit {
     /// Lines a second in the long run.
-    pub const PER_SECOND: f64 = 100.0;
+    pub const PER_SECOND: f64 = 20.0;
     /// Lines at once.
     pub const BURST: f64 = 1000.0;
 

@@ -133,8 +133,12 @@ impl Journal {
             self.keep(fresh);
             return Err(failure("write", &self.path, &error));
         }
-        self.torn = false;
-        self.len += bytes.len() as u64;
+        if std::mem::take(&mut self.torn) {
+            // What the failed write left is in front of it. Not knowing the length, nothing may be cut off any more.
+            self.len = self.medium.file().metadata().map_or(u64::MAX, |metadata| metadata.len());
+        } else {
+            self.len = self.len.saturating_add(bytes.len() as u64);
+        }
         self.lost = 0;
         self.waiting.clear();
         self.dirty = true;
@@ -144,7 +148,8 @@ impl Journal {
 
     fn keep(&mut self, events: Vec<(u64, JobEvent)>) {
         for (at_ms, event) in events {
-            if is_important(&event) && self.waiting.len() < MAX_WAITING {
+            let is_end = matches!(event, JobEvent::StepEnded { .. } | JobEvent::JobEnded { .. });
+            if is_end || (is_important(&event) && self.waiting.len() < MAX_WAITING) {
                 self.waiting.push_back((at_ms, event));
             } else {
                 self.lost += 1;

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use proptest::prelude::*;
 use shared::domain::job::{Metric, Outcome};
@@ -127,11 +127,11 @@ fn a_damaged_record_is_told_under_its_own_seq() {
     assert_eq!(seqs(&all(&path, 4)), [4, 5, 6]);
 }
 
-/// A file on a disk with so many bytes left.
+/// A file on a disk with so many bytes left, which can be cut back or not.
 struct Tight {
     file: Arc<File>,
     left: Arc<AtomicU64>,
-    cuts: bool,
+    cuts: Arc<AtomicBool>,
 }
 
 impl Medium for Tight {
@@ -142,7 +142,7 @@ impl Medium for Tight {
         if fits < bytes.len() as u64 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
     fn cut(&mut self, len: u64) -> io::Result<()> {
-        if self.cuts { self.file.set_len(len) } else { Err(io::ErrorKind::StorageFull.into()) }
+        if self.cuts.load(Ordering::Relaxed) { self.file.set_len(len) } else { Err(io::ErrorKind::StorageFull.into()) }
     }
     fn file(&self) -> Arc<File> {
         self.file.clone()
@@ -154,8 +154,8 @@ fn a_full_disk_costs_small_events_only_and_says_so() {
     for cuts in [true, false] {
         let (_folder, path) = journal();
         let mut journal = Journal::open(&path).unwrap();
-        let left = Arc::new(AtomicU64::new(300));
-        journal.medium = Box::new(Tight { file: journal.medium.file(), left: left.clone(), cuts });
+        let (left, cuts) = (Arc::new(AtomicU64::new(300)), Arc::new(AtomicBool::new(cuts)));
+        journal.medium = Box::new(Tight { file: journal.medium.file(), left: left.clone(), cuts: cuts.clone() });
         let end = JobEvent::JobEnded { outcome: Outcome::Completed, message: "done".into() };
         let written = (0..100).take_while(|&n| journal.append(0, [batch(n)]).is_ok()).count() as u64;
         assert!((1..10).contains(&written), "{written}");
@@ -169,7 +169,31 @@ fn a_full_disk_costs_small_events_only_and_says_so() {
         assert!(message.contains("2 events are missing") && message.contains("1 come late"), "{message}");
         assert_eq!(late[1..], [end, log(1)]);
         assert_eq!(seqs(&all(&path, 1)), (1..=written + 3).collect::<Vec<_>>());
+        // Full once more: what is cut off now is the failed write and nothing else.
+        cuts.store(true, Ordering::Relaxed);
+        left.store(10, Ordering::Relaxed);
+        journal.append(0, [log(2)]).unwrap_err();
+        left.store(100_000, Ordering::Relaxed);
+        journal.append(0, [log(3)]).unwrap();
+        assert_eq!(seqs(&all(&path, 1)), (1..=written + 5).collect::<Vec<_>>());
+        assert_eq!(Journal::open(&path).unwrap().last_seq(), written + 5);
     }
+}
+
+#[test]
+fn an_end_is_kept_however_long_the_disk_is_full() {
+    let (_folder, path) = journal();
+    let mut journal = Journal::open(&path).unwrap();
+    let left = Arc::new(AtomicU64::new(0));
+    journal.medium = Box::new(Tight { file: journal.medium.file(), left: left.clone(), cuts: Arc::new(AtomicBool::new(true)) });
+    let notice = JobEvent::Notice { message: "n".into() };
+    journal.append(0, vec![notice; MAX_WAITING + 5]).unwrap_err();
+    let end = JobEvent::JobEnded { outcome: Outcome::Failed, message: "m".into() };
+    journal.append(0, [end.clone()]).unwrap_err();
+    left.store(1_000_000, Ordering::Relaxed);
+    journal.append(0, []).unwrap();
+    let entries = all(&path, 1);
+    assert_eq!((entries.len(), &entries.last().unwrap().event), (MAX_WAITING + 2, &end));
 }
 
 proptest! {

@@ -49,12 +49,12 @@ impl Group {
         if self.boot != boot() {
             return Vec::new();
         }
-        let meant = |process: &Process| {
-            // A member cannot be older than the leader; a leader of another start time is another process under the same id.
-            let same = if process.pid == self.pgid { process.start == self.start } else { process.start >= self.start };
-            process.group == self.pgid && process.session == self.session && same && !process.zombie
-        };
-        all().filter(meant).map(|process| process.pid).collect()
+        let all: Vec<Process> = all().filter(|process| process.group == self.pgid && process.session == self.session).collect();
+        // A leader that started at another time: the id was used again. Without a leader, no member can be older than it was.
+        if all.iter().any(|process| process.pid == self.pgid && process.start != self.start) {
+            return Vec::new();
+        }
+        all.into_iter().filter(|process| process.start >= self.start && !process.zombie).map(|process| process.pid).collect()
     }
 
     /// Ends the group: SIGTERM, after `grace` SIGKILL. Gives the processes that are left even so.
@@ -102,19 +102,31 @@ pub fn adopt_orphans() {
 
 /// Ends the calling process's children except `keep`: what left its group. Gives how many there were.
 pub async fn end_adopted(keep: Option<u32>, grace: Duration) -> usize {
-    let found = adopted(keep).len();
+    let mut found = std::collections::BTreeSet::new();
     for (signal, wait) in [(Signal::TERM, grace), (Signal::KILL, KILL_WAIT)] {
-        for process in adopted(keep) {
-            if let Some(pid) = Pid::from_raw(process.pid) {
-                let _ = rustix::process::kill_process(pid, signal);
-            }
-        }
         let end = Instant::now() + wait;
-        while !adopted(keep).is_empty() && Instant::now() < end {
+        let mut told = std::collections::BTreeSet::new();
+        loop {
+            // Each look may find new ones: the children of those that have just ended.
+            let living = adopted(keep);
+            for process in &living {
+                found.insert(process.pid);
+                if told.insert(process.pid)
+                    && let Some(pid) = Pid::from_raw(process.pid)
+                {
+                    let _ = rustix::process::kill_process(pid, signal);
+                }
+            }
+            if living.is_empty() {
+                return found.len();
+            }
+            if Instant::now() >= end {
+                break;
+            }
             tokio::time::sleep(LOOK).await;
         }
     }
-    found
+    found.len()
 }
 
 /// The calling process's living children except `keep`; dead ones are reaped on the way.

@@ -90,6 +90,11 @@ impl TrainerLink {
         }
     }
 
+    /// Whether the stop has been sent to a trainer that listens.
+    pub fn was_stop_sent(&self) -> bool {
+        *self.stop_sent.borrow()
+    }
+
     /// After the trainer's end: whatever it still sent, until its connections are closed and read empty, or nothing has come for `patience`.
     pub async fn drain(&mut self, into: &mut Vec<Bytes>, patience: Duration) -> bool {
         /// A connection may still be in its handshake.

@@ -29,7 +29,11 @@ use shared::domain::{
     path::RelPath,
 };
 
-use crate::domain::package::PackageFile;
+use crate::domain::{
+    config::MAX_CONFIG,
+    package::{self, PackageFile, Plan},
+    trainer::TrainerSettings,
+};
 
 /// All jobs of a worker.
 #[derive(Debug, Clone)]
@@ -237,19 +241,28 @@ impl JobDir {
         read_bounded(&full, limit)
     }
 
+    /// What the package asks for; the agent asks before it queues a job, the runner before it begins.
+    ///
+    /// # Errors
+    /// [`Code::BadPackage`] with what is wrong; [`Code::BadFile`].
+    pub fn plan(&self, spec: &JobSpec, settings: &TrainerSettings) -> Result<Plan, Failure> {
+        let files = self.package_files()?;
+        package::plan(&files, &mut |path| self.package_file(path, MAX_CONFIG), spec, settings)
+    }
+
     /// Makes the trainer's folders, and links to the package's files in its working directory.
     ///
     /// The package is not copied (it may have many gigabytes) and its files are read-only: a trainer that writes to its labels fails.
     ///
     /// # Errors
     /// [`Code::BadFile`] or [`Code::NoSpace`].
-    pub fn lay_out(&self, files: &[PackageFile]) -> Result<(), Failure> {
+    pub fn lay_out(&self) -> Result<(), Failure> {
         for folder in [self.config(), self.run(), self.results()] {
             make_private(&folder)?;
         }
         let package = self.package();
         let package = package.canonicalize().map_err(|error| failure("open", &package, &error))?;
-        for file in files {
+        for file in self.package_files()? {
             let link = self.run().join(file.path.as_str());
             if let Some(parent) = link.parent() {
                 make_private(parent)?;
@@ -393,8 +406,8 @@ mod tests {
         symlink("/etc/passwd", store.join("evil")).unwrap();
         let files = job.package_files().unwrap();
         assert_eq!(files.iter().map(|file| (file.path.as_str(), file.size)).collect::<Vec<_>>(), [("a.yaml", 4), ("top/x.pkg.slp", 6)]);
-        job.lay_out(&files).unwrap();
-        job.lay_out(&files).unwrap();
+        job.lay_out().unwrap();
+        job.lay_out().unwrap();
         assert_eq!(fs::read_to_string(job.run().join("top/x.pkg.slp")).unwrap(), "labels");
         assert!(!job.run().join("evil").exists());
         assert_eq!(job.package_file(&files[0].path, 4).unwrap(), b"a: 1");

@@ -159,7 +159,9 @@ impl Writer {
                             unsynced.add(u64::from(chunk.place.chunk.len));
                             partial.write(&chunk)?;
                         }
-                        Accepted::Known(index) => self.acknowledge(&[index])?,
+                        // Written but not yet synced: its acknowledgement comes with its own group.
+                        Accepted::Known(index) if receiving.is_stored(index) => self.acknowledge(&[index])?,
+                        Accepted::Known(_) => {}
                         Accepted::Corrupt(index) => {
                             let mut set = ChunkSet::new(receiving.needed().len());
                             set.insert(index);

@@ -22,11 +22,7 @@ use tokio::{
 
 use super::{server::Request, step};
 use crate::{
-    domain::{
-        config::MAX_CONFIG,
-        package::{self, Plan},
-        trainer::TrainerSettings,
-    },
+    domain::{package::Plan, trainer::TrainerSettings},
     runtime::{
         journal::Journal,
         now_ms,
@@ -117,10 +113,8 @@ impl Job {
     }
 
     fn plan(&self) -> Result<Plan, Failure> {
-        let spec = self.dir.record()?.spec;
-        let files = self.dir.package_files()?;
-        let plan = package::plan(&files, &mut |path| self.dir.package_file(path, MAX_CONFIG), &spec, &self.settings)?;
-        self.dir.lay_out(&files)?;
+        let plan = self.dir.plan(&self.dir.record()?.spec, &self.settings)?;
+        self.dir.lay_out()?;
         Ok(plan)
     }
 

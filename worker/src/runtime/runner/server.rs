@@ -78,13 +78,14 @@ impl Server {
 
     /// Tells all agents of the end, and closes.
     pub(super) async fn finish(self, ended: Ended) {
+        // First of all, so that whoever has heard of the end finds no socket.
+        let _ = fs::remove_file(&self.path);
         self.ended.send_replace(Some(ended));
         self.closing.cancel();
         self.tasks.close();
         if timeout(WRITE, self.tasks.wait()).await.is_err() {
             tracing::debug!("an agent did not take the job's end; it finds it in outcome.json");
         }
-        let _ = fs::remove_file(&self.path);
     }
 }
 

@@ -53,14 +53,14 @@ pub(super) async fn run(job: &mut Job, plan: &Plan, index: u32) -> (Outcome, Str
         Some(Command::Stop) => return (Outcome::Stopped, "stopped on request before it began".into()),
         None => {}
     }
-    let (link, call) = match prepare(job, plan, index).await {
-        Ok(prepared) => prepared,
-        Err(failure) => return (Outcome::Failed, failure.message),
-    };
     job.record([
         JobEvent::StepStarted { step: index, name: step.name.clone(), run: step.run.clone(), max_epochs: step.max_epochs },
         JobEvent::PhaseEntered { step: index, phase: Phase::Starting },
     ]);
+    let (link, call) = match prepare(job, plan, index).await {
+        Ok(prepared) => prepared,
+        Err(failure) => return (Outcome::Failed, failure.message),
+    };
     let mut running = Running::new(job, link, index, call.can_stop);
     let exit = match TrainerProcess::start(&call, &running.job.dir.run(), &running.job.dir.trainer_log()) {
         Ok(mut process) => {
@@ -260,6 +260,10 @@ impl<'a> Running<'a> {
         let mut frames = Vec::new();
         while self.link.drain(&mut frames, DRAIN).await {
             self.take_frames(&mut frames);
+        }
+        if self.link.was_stop_sent() {
+            // A trainer can end for it before we have heard that it was sent.
+            self.job.advance(Command::Stop, CommandState::Applied, "");
         }
         self.tail_done.cancel();
         let mut lines = Vec::new();
