@@ -60,7 +60,17 @@ impl Trial {
         }
         let spec = JobSpec { name: "trial".into(), trainer: None, configs: vec![], labels: None, attempt: 0 };
         let package = ManifestSummary { id: Hash([0; 32]), encoded_len: 0, files: 0, chunks: 0, bytes: 0 };
-        let record = JobRecord { job, spec, package, state: JobState::Running, order: 1, owner: "0011".into(), submitted_at: 0, message: String::new(), results: None };
+        let record = JobRecord {
+            job,
+            spec,
+            package,
+            state: JobState::Running,
+            order: 1,
+            owner: "0011".into(),
+            submitted_at: 0,
+            message: String::new(),
+            results: None,
+        };
         dir.set_record(&record).unwrap();
         let sleap_nn = vec![exe().to_str().unwrap().to_owned(), "trainer".into()];
         Trial { _folder: folder, dir, settings: TrainerSettings { sleap_nn, grace_secs: 1, ..TrainerSettings::default() } }

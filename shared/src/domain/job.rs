@@ -29,7 +29,7 @@ pub struct JobSpec {
     /// Configurations to run, in this order; empty: what the package says.
     #[serde(default)]
     pub configs: Vec<RelPath>,
-    /// Labels to train on, where the configurations do not say.
+    /// Labels to train on, instead of those that the configurations name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<RelPath>,
     /// 0, and one more for each `--again`.

@@ -4,7 +4,7 @@
 //! * [`Source::scan`]: cut and hash it all, on several cores → the [`Manifest`]; a [`ScanCache`] spares unchanged files
 //! * [`Source::reader`]: the bytes of one chunk after the other, each checked against its hash
 //!
-//! No file is ever held in memory. A source is opened below its folder ([`root`]), so that whoever can write there (a job's
+//! No file is ever held in memory. A source is opened below its folder (module `root`), so that whoever can write there (a job's
 //! trainer) cannot make us read anything else.
 
 mod archive;

@@ -19,6 +19,7 @@ mod medium;
 mod packages;
 mod partial;
 mod reuse;
+mod slot;
 mod space;
 mod verify;
 
@@ -30,7 +31,7 @@ pub use partial::{Finished, Partial};
 
 use self::{
     packages::{check_summary, parse_id},
-    partial::{Goal, Slot, read_summary},
+    slot::{Goal, SUMMARY, Slot, read_summary},
     space::{Outstanding, cost, human},
 };
 use super::files::{failed, root::Root};
@@ -168,7 +169,7 @@ impl Store {
                 // One that was announced and never came has no summary; one that is just being removed has nothing.
                 let Ok(home) = folder.subdir(hex(&id.0)) else { continue };
                 let Some(summary) = read_summary(&home).filter(|summary| summary.id == id) else { continue };
-                let last_used = home.open_file(partial::SUMMARY).and_then(|file| file.metadata()?.modified())?;
+                let last_used = home.open_file(SUMMARY).and_then(|file| file.metadata()?.modified())?;
                 stored.push(Stored { owner: owner.clone(), summary, whole, last_used });
             }
         }

@@ -48,7 +48,8 @@ pub enum Accepted {
     Whole(WholeChunk),
     /// The chunk arrived damaged: ask for it again.
     Corrupt(u32),
-    /// The chunk was here already (its connection was lost after it arrived): nothing to do.
+    /// The chunk was here already (its connection was lost after it arrived): nothing to do. It may be acked again only if
+    /// [`Receiving::is_stored`]; otherwise its ack comes with its group.
     Known(u32),
 }
 
@@ -141,6 +142,11 @@ impl Receiving {
             self.progress.acked_bytes += self.len_of(index);
         }
         was
+    }
+
+    /// Whether a chunk is durable.
+    pub fn is_stored(&self, index: u32) -> bool {
+        index < self.missing.len() && !self.missing.contains(index) && !self.handed.contains(index)
     }
 
     /// Chunks that were thought present turned out to be damaged on disk: they are missing again.

@@ -47,7 +47,6 @@ impl ChunkReader {
     /// # Errors
     /// [`Code::BadFile`] when the file cannot be read, or is no longer what the scan saw.
     pub fn read(&mut self, place: ChunkPlace, buf: &mut Vec<u8>) -> Result<(), Failure> {
-        buf.clear();
         buf.resize(place.chunk.len as usize, 0);
         let source = self.source.clone();
         let Some(item) = source.items.get(place.entry) else {

@@ -85,7 +85,8 @@ fn a_folder_comes_back_as_it_was() {
 #[test]
 fn what_cannot_be_sent_from_a_folder_is_named() {
     let outside = folder(&[("secret", b"x")]);
-    let cases: [(&str, Box<dyn Fn(&Path)>); 6] = [
+    type Make<'a> = Box<dyn Fn(&Path) + 'a>;
+    let cases: [(&str, Make); 6] = [
         ("leads out", Box::new(|dir| symlink(outside.path().join("secret"), dir.join("bad")).unwrap())),
         ("not there", Box::new(|dir| symlink("nowhere", dir.join("bad")).unwrap())),
         ("contains it", Box::new(|dir| symlink(".", dir.join("bad")).unwrap())),

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Begun,
     packages::{Announced, check_summary},
-    partial::{FILES, Goal, Slot},
+    slot::{FILES, Goal, Slot},
     space::{Outstanding, cost},
     verify::{ChunkFiles, open_regular},
 };

@@ -10,7 +10,7 @@ use std::{
 
 use crate::{domain::manifest::Manifest, runtime::files::root::Root};
 
-use super::partial::{FILES, LOG};
+use super::slot::{FILES, LOG};
 
 /// So many files are kept open.
 const OPEN_FILES: usize = 64;

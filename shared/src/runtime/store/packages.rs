@@ -9,7 +9,8 @@ use std::{
 
 use super::{
     folder::check_goal,
-    partial::{FILES, Partial, SUMMARY, Slot, read_manifest, read_summary},
+    partial::Partial,
+    slot::{FILES, SUMMARY, Slot, read_manifest, read_summary},
     space::{Outstanding, Share},
 };
 use crate::{
@@ -23,13 +24,12 @@ use crate::{
 };
 
 /// What is here of an announced package.
-#[expect(clippy::large_enum_variant, reason = "there is one for a whole transfer, and it is taken apart at once")]
 #[derive(Debug)]
 pub enum Begun {
     /// All of it: nothing need be sent.
     Present(PackageDir),
     /// Its manifest and perhaps some chunks: it goes on.
-    Known(Partial),
+    Known(Arc<Partial>),
     /// Nothing: its manifest is wanted.
     New(Announced),
 }
@@ -45,7 +45,8 @@ impl Announced {
     /// Looks what a slot holds, and whether the rest has room on the disk of `space`.
     pub(super) fn begin(slot: Slot, outstanding: &Outstanding, space: &Root, cost: u64) -> Result<Begun, Failure> {
         if let Some(manifest) = slot.manifest() {
-            return Partial::open(slot, manifest, |missing| outstanding.take(space, missing, 0)).map(Begun::Known);
+            return Partial::open(slot, manifest, |missing| outstanding.take(space, missing, 0))
+                .map(|partial| Begun::Known(Arc::new(partial)));
         }
         match outstanding.take(space, cost, slot.summary.files) {
             Ok(share) => Ok(Begun::New(Announced { slot, share })),
@@ -61,13 +62,13 @@ impl Announced {
     /// # Errors
     /// [`Code::BadPackage`] when it is not the announced one, or has names that cannot be received here; [`Code::NoSpace`],
     /// [`Code::BadFile`].
-    pub fn accept(self, whole: WholeManifest) -> Result<Partial, Failure> {
+    pub fn accept(self, whole: WholeManifest) -> Result<Arc<Partial>, Failure> {
         if whole.manifest.summary(&whole.encoded) != self.slot.summary {
             return Err(Failure::new(Code::BadPackage, "the list of files is not the one announced"));
         }
         check_goal(&self.slot.goal, &whole.manifest)?;
         self.slot.prepare(&whole)?;
-        Partial::open(self.slot, whole.manifest, |_| Ok(self.share))
+        Partial::open(self.slot, whole.manifest, |_| Ok(self.share)).map(Arc::new)
     }
 }
 

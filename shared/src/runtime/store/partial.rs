@@ -14,19 +14,17 @@
 
 use std::{
     collections::BTreeSet,
-    io::{self, Read},
-    mem,
+    io, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    PackageDir, folder,
-    folder::Folder,
-    log,
-    medium::{Disk, FileId, Medium, SYNC_ONE_BY_ONE},
+    PackageDir, folder, log,
+    medium::{Disk, FileId, Medium},
     reuse,
+    slot::{FILES, Goal, LOG, Slot, read_file},
     space::Share,
     verify::find_damaged,
 };
@@ -34,36 +32,11 @@ use crate::{
     domain::{
         error::{Code, Failure},
         id::hex,
-        manifest::{Hash, MAX_MANIFEST, Manifest, ManifestSummary},
-        transfer::{ChunkSet, Places, WholeChunk, WholeManifest},
+        manifest::{Hash, Manifest},
+        transfer::{ChunkSet, Places, WholeChunk},
     },
     runtime::files::{failed, root::Root},
 };
-
-pub(super) const FILES: &str = "files";
-pub(super) const LOG: &str = "chunks.log";
-pub(super) const MANIFEST: &str = "manifest";
-pub(super) const SUMMARY: &str = "summary";
-
-/// Where a package goes when it is whole.
-#[derive(Debug)]
-pub(super) enum Goal {
-    /// Into the store: the owner's folders of partial and of whole packages.
-    Package { partials: Root, packages: Root },
-    /// Into a folder of the user.
-    Folder(Folder),
-}
-
-/// A place for a partial package, ours alone as long as it is open.
-#[derive(Debug)]
-pub(super) struct Slot {
-    /// The folder that it is in.
-    pub(super) parent: Root,
-    /// Its folder; locked.
-    pub(super) home: Root,
-    pub(super) summary: ManifestSummary,
-    pub(super) goal: Goal,
-}
 
 /// How [`Partial::finish`] ended.
 #[derive(Debug)]
@@ -97,77 +70,6 @@ struct State {
     finished: bool,
 }
 
-impl Slot {
-    /// A slot of the package's id below `parent`.
-    ///
-    /// # Errors
-    /// [`Code::PeerBusy`] when another transfer writes it.
-    pub(super) fn claim(parent: Root, summary: ManifestSummary, goal: Goal) -> Result<Slot, Failure> {
-        let name = hex(&summary.id.0);
-        let unusable = |error: io::Error| failed("use", parent.path().join(&name).display(), &error);
-        loop {
-            let home = parent.make_dirs(&name).map_err(unusable)?;
-            if !home.try_lock(false).map_err(unusable)? {
-                return Err(Failure::new(
-                    Code::PeerBusy,
-                    "the same package is being received in another session; wait until that has ended",
-                ));
-            }
-            // Between opening and locking it may have been finished or removed.
-            match parent.subdir(&name) {
-                Ok(now) if now.is(&home).map_err(unusable)? => return Ok(Slot { parent, home, summary, goal }),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(unusable(error)),
-            }
-        }
-    }
-
-    /// Its manifest, if it is there and undamaged.
-    pub(super) fn manifest(&self) -> Option<Manifest> {
-        read_manifest(&self.home, &self.summary.id)
-    }
-
-    /// Gives up a slot that nothing is in.
-    pub(super) fn give_up(self) {
-        // Whatever is in it is worth keeping; then this fails, as it should.
-        let _ = self.parent.remove_dir(hex(&self.summary.id.0));
-    }
-
-    /// Makes the folders and files of a manifest, empty, and then the manifest itself: all durable.
-    pub(super) fn prepare(&self, whole: &WholeManifest) -> Result<(), Failure> {
-        let unusable = |error: io::Error| failed("prepare the package in", self.home.path().display(), &error);
-        let files = self.home.make_dirs(FILES).map_err(unusable)?;
-        let mut folders: BTreeSet<&str> = BTreeSet::from([""]);
-        let entries = &whole.manifest.entries;
-        for entry in entries {
-            let parent = entry.path.parent().unwrap_or("");
-            if !folders.contains(parent) {
-                files.make_dirs(parent).map_err(unusable)?;
-                folders.extend(parent.match_indices('/').map(|(end, _)| &parent[..end]));
-                folders.insert(parent);
-            }
-            let file = files.open_to_write(entry.path.as_str(), entry.executable).map_err(unusable)?;
-            if entries.len() <= SYNC_ONE_BY_ONE {
-                file.sync_all().map_err(unusable)?;
-            }
-        }
-        if entries.len() <= SYNC_ONE_BY_ONE || !files.sync_file_system().map_err(unusable)? {
-            for folder in folders {
-                files.subdir(folder).and_then(|folder| folder.sync()).map_err(unusable)?;
-            }
-        }
-        let summary = postcard::to_allocvec(&self.summary).expect("a summary always serialises to memory");
-        let write = || {
-            write_durably(&self.home, SUMMARY, &summary)?;
-            write_durably(&self.home, MANIFEST, &whole.encoded)?;
-            self.home.sync()?;
-            self.parent.sync()
-        };
-        write().map_err(unusable)
-    }
-}
-
 impl Partial {
     /// Opens a slot whose files are prepared, and reads what its log says. `share` gets the disk space that is still needed.
     pub(super) fn open(slot: Slot, manifest: Manifest, share: impl FnOnce(u64) -> Result<Share, Failure>) -> Result<Partial, Failure> {
@@ -183,6 +85,10 @@ impl Partial {
                 Some(stat) => stat.st_size as u64,
                 None => files.open_to_write(entry.path.as_str(), entry.executable).map(|_| 0).map_err(unusable)?,
             };
+            if size > entry.size {
+                let cut = |file: std::fs::File| file.set_len(entry.size).and_then(|()| file.sync_all());
+                files.open_to_write(entry.path.as_str(), entry.executable).and_then(cut).map_err(unusable)?;
+            }
             if size < entry.size {
                 let beyond = |index: &u32| places.get(*index).is_some_and(|place| place.offset + u64::from(place.chunk.len) > size);
                 for index in places.of_entry(at).filter(beyond) {
@@ -344,7 +250,7 @@ impl Partial {
         }
         self.lock().unverified = ChunkSet::new(self.places.len());
         let dir = match &self.slot.goal {
-            Goal::Package { packages, .. } => self.to_package(packages)?,
+            Goal::Package { packages, .. } => self.take_its_name(packages)?,
             Goal::Folder(folder) => {
                 let in_place = self.lock().in_place.clone();
                 folder.take(&self.slot.home, self.manifest(), &in_place, cancel)?;
@@ -356,7 +262,7 @@ impl Partial {
         Ok(Finished::Whole(dir))
     }
 
-    fn to_package(&self, packages: &Root) -> Result<PackageDir, Failure> {
+    fn take_its_name(&self, packages: &Root) -> Result<PackageDir, Failure> {
         let name = hex(&self.id().0);
         let unusable = |error: io::Error| failed("finish the package in", packages.path().display(), &error);
         // The lock becomes a shared one, so that the package can be opened as soon as it has its name, and not be removed.
@@ -417,44 +323,4 @@ impl std::fmt::Debug for Partial {
             .field("durable", &state.durable.count())
             .finish_non_exhaustive()
     }
-}
-
-/// The manifest in a package's folder; `None`: it is missing or damaged.
-pub(super) fn read_manifest(home: &Root, id: &Hash) -> Option<Manifest> {
-    let encoded = read_file(home, MANIFEST, MAX_MANIFEST).ok()??;
-    if Hash::of(&encoded) != *id {
-        return None;
-    }
-    Manifest::decode(&encoded).ok()
-}
-
-/// The summary in a package's folder; `None`: it is missing or damaged.
-pub(super) fn read_summary(home: &Root) -> Option<ManifestSummary> {
-    postcard::from_bytes(&read_file(home, SUMMARY, 4096).ok()??).ok()
-}
-
-/// What a file of at most `limit` bytes has in it; `None`: there is no such file.
-pub(super) fn read_file(root: &Root, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
-    let file = match root.open_file(name) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than it can be"));
-    }
-    Ok(Some(bytes))
-}
-
-/// Writes a file whole or not at all. Its name is durable once the root is synced.
-fn write_durably(root: &Root, name: &str, bytes: &[u8]) -> io::Result<()> {
-    use std::io::Write;
-    let fresh = format!("{name}.new");
-    let mut file = root.open_to_write(&fresh, false)?;
-    file.set_len(0)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    root.rename(&fresh, root, name, true)
 }

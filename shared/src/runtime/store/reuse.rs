@@ -10,7 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     log,
-    partial::{FILES, LOG, Partial, read_file, read_manifest},
+    packages::parse_id,
+    partial::Partial,
+    slot::{FILES, LOG, read_file, read_manifest},
     verify::ChunkFiles,
 };
 use crate::{
@@ -21,8 +23,6 @@ use crate::{
     },
     runtime::files::{failed, root::Root},
 };
-
-use super::packages::parse_id;
 
 /// So much is copied between two group commits.
 const COMMIT_EVERY: u64 = 32 * 1024 * 1024;

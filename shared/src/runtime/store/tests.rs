@@ -78,7 +78,7 @@ fn store() -> (TempDir, Store) {
 }
 
 /// Begins, or takes up, a package that is not whole.
-fn partial(begun: Result<Begun, Failure>, package: &Package) -> Partial {
+fn partial(begun: Result<Begun, Failure>, package: &Package) -> Arc<Partial> {
     match begun.unwrap() {
         Begun::New(announced) => announced.accept(package.whole.clone()).unwrap(),
         Begun::Known(partial) => partial,
@@ -235,6 +235,35 @@ fn damage_on_the_disk_is_found_and_only_that_chunk_travels_again() {
         drop((dir, third));
         store.remove(&store.packages().unwrap()[0]).unwrap();
     }
+}
+
+#[test]
+fn a_damaged_list_of_files_is_sent_again_and_what_was_received_stays() {
+    let (_dir, store) = store();
+    let package = frames(30);
+    let damage = |path: &Path| fs::write(path, &package.whole.encoded[1..]).unwrap();
+    let first = partial(store.begin("ann", &package.summary), &package);
+    first.write(&package.chunk(2)).unwrap();
+    first.sync().unwrap();
+    damage(&first.home().join("manifest"));
+    // And somebody appended to a file.
+    let longer = [fs::read(first.home().join("files/config.yaml")).unwrap(), vec![0; 100]].concat();
+    fs::write(first.home().join("files/config.yaml"), longer).unwrap();
+    drop(first);
+    let Begun::New(announced) = store.begin("ann", &package.summary).unwrap() else { panic!("the list is damaged") };
+    let second = announced.accept(package.whole.clone()).unwrap();
+    assert!(second.present().iter().eq([2]));
+    fill(&second, &package);
+    let dir = whole(&second);
+    check(dir.path(), &package);
+
+    // A whole package with a damaged list is none, and makes room for a new one.
+    damage(&dir.path().with_file_name("manifest"));
+    drop((dir, second));
+    assert!(store.package("ann", &package.summary.id).unwrap().is_none());
+    let third = partial(store.begin("ann", &package.summary), &package);
+    fill(&third, &package);
+    check(whole(&third).path(), &package);
 }
 
 #[test]
@@ -454,7 +483,8 @@ fn a_full_disk_is_said_and_the_transfer_goes_on_when_there_is_space() {
     for (at_sync, room) in [(false, 500_000), (true, 2), (true, 3)] {
         let (_dir, store) = store();
         let left = Arc::new(AtomicI64::new(room));
-        let partial = partial(store.begin("ann", &package.summary), &package).on(|disk| Box::new(Full(disk, left.clone(), at_sync)));
+        let partial = partial(store.begin("ann", &package.summary), &package);
+        let partial = Arc::into_inner(partial).unwrap().on(|disk| Box::new(Full(disk, left.clone(), at_sync)));
         let mut acked = ChunkSet::new(package.len());
         let failure = (0..package.len())
             .find_map(|index| match partial.write(&package.chunk(index)).and_then(|()| partial.sync()) {
@@ -474,20 +504,25 @@ fn a_full_disk_is_said_and_the_transfer_goes_on_when_there_is_space() {
     }
 }
 
+type Write = (FileId, u64, Vec<u8>);
+
 /// A disk that keeps what was not synced in memory; at the cut some of it, in any order and torn, has reached the platter.
 #[derive(Clone)]
 struct Volatile {
     disk: Arc<dyn Medium>,
-    unsynced: Arc<Mutex<Vec<(FileId, u64, Vec<u8>)>>>,
+    unsynced: Arc<Mutex<Vec<Write>>>,
+    /// So many writes and syncs until the cut.
+    left: Arc<AtomicI64>,
 }
 
 impl Medium for Volatile {
     fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.unsynced.lock().unwrap().push((file, offset, bytes.to_vec()));
-        Ok(())
+        self.use_power()
     }
 
     fn sync(&self, files: &[FileId]) -> io::Result<()> {
+        self.use_power()?;
         let mut unsynced = self.unsynced.lock().unwrap();
         for (file, offset, bytes) in unsynced.extract_if(.., |(file, ..)| files.contains(file)) {
             self.disk.write_at(file, offset, &bytes)?;
@@ -497,7 +532,13 @@ impl Medium for Volatile {
 }
 
 impl Volatile {
-    fn cut_power(&self, dice: &mut Dice) {
+    /// The power goes between any two operations, also in the middle of a group commit.
+    fn use_power(&self) -> io::Result<()> {
+        if self.left.fetch_sub(1, Ordering::Relaxed) > 0 { Ok(()) } else { Err(rustix::io::Errno::IO.into()) }
+    }
+
+    /// What was not synced is lost, or not, or in part.
+    fn lose(&self, dice: &mut Dice) {
         for (file, offset, bytes) in self.unsynced.lock().unwrap().drain(..) {
             match dice.roll(3) {
                 0 => {}
@@ -528,8 +569,10 @@ fn after_any_power_cut_no_acked_chunk_is_missing() {
         let mut acked = ChunkSet::new(package.len());
         loop {
             let mut medium = None;
-            let partial = partial(store.begin("ann", &package.summary), &package).on(|disk| {
-                let volatile = Volatile { disk: Arc::from(disk), unsynced: Arc::default() };
+            let partial = partial(store.begin("ann", &package.summary), &package);
+            let partial = Arc::into_inner(partial).unwrap().on(|disk| {
+                let left = Arc::new(AtomicI64::new(dice.roll(16) as i64));
+                let volatile = Volatile { disk: Arc::from(disk), unsynced: Arc::default(), left };
                 medium = Some(volatile.clone());
                 Box::new(volatile)
             });
@@ -547,14 +590,19 @@ fn after_any_power_cut_no_acked_chunk_is_missing() {
                 break;
             }
             let missing: Vec<u32> = acked.iter_missing().collect();
-            for _ in 0..dice.roll(4) {
+            loop {
                 let index = missing[dice.roll(missing.len())];
-                partial.write(&package.chunk(index)).unwrap();
-                if dice.roll(2) == 0 {
-                    partial.sync().unwrap().into_iter().for_each(|index| assert!(acked.insert(index)));
+                let written = partial.write(&package.chunk(index));
+                let synced = written.and_then(|()| if dice.roll(3) == 0 { partial.sync() } else { Ok(Vec::new()) });
+                match synced {
+                    Ok(durable) => durable.into_iter().for_each(|index| assert!(acked.insert(index))),
+                    Err(_) => break,
+                }
+                if acked.is_full() {
+                    break;
                 }
             }
-            medium.unwrap().cut_power(&mut dice);
+            medium.unwrap().lose(&mut dice);
             cuts += 1;
         }
         wholes += 1;

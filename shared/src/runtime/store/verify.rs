@@ -13,7 +13,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::partial::FILES;
+use super::slot::FILES;
 use crate::{
     domain::{
         error::{Code, Failure},
