@@ -182,7 +182,7 @@ fn token_to_blank(text: &str, before: Option<char>) -> usize {
         return quoted(text, '"');
     }
     let in_word = before.is_some_and(|c| c.is_alphanumeric() || c == '_');
-    if text.starts_with('r') && !in_word || text.starts_with("br") && !in_word {
+    if !in_word && (text.starts_with('r') || text.starts_with("br")) {
         return raw_string(text);
     }
     // 'x' and '\n' are characters, 'a in front of anything else is a lifetime.
