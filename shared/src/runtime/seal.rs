@@ -5,6 +5,7 @@
 //!   each root ──► seal key (XChaCha20-Poly1305 over SDP and candidates) and psk (Noise XXpsk0)
 //!
 //!   client                       channel 0                       worker
+//!                             ◄──────────────────────────────────   version byte
 //!     grant byte + message 1  ──────────────────────────────────►   psk of that grant
 //!                             ◄──────────────────────────────────   message 2
 //!     message 3 { bulk key }  ──────────────────────────────────►
@@ -13,6 +14,9 @@
 //! The handshake's prologue holds room, grant and the SHA-256 of both DTLS certificates as they were presented, so that whoever
 //! swaps a fingerprint breaks it; psk0 refuses strangers at their first bytes; the client checks the worker's static key against
 //! its invite. A bulk connection is proved with the key of message 3 over its own two fingerprints.
+//!
+//! The worker speaks first on every connection: its association is the one that is established last (it answers the offer, so it is
+//! the DTLS client and sends COOKIE-ECHO), and `rtc` 0.21.1 drops a message that comes in one batch with the COOKIE-ACK.
 
 use std::time::Duration;
 
@@ -40,6 +44,8 @@ const PATTERN: &str = "Noise_XXpsk0_25519_ChaChaPoly_BLAKE2s";
 /// How long a handshake may take once its channel is open.
 const DEADLINE: Duration = Duration::from_secs(10);
 const MAX_HANDSHAKE_MESSAGE: usize = 1024;
+/// The worker's first byte.
+const VERSION: u8 = 1;
 
 /// SHA-256 of the two DTLS certificates: the offering side's, then the answering side's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,6 +209,12 @@ pub async fn prove_as_client(
 ) -> Result<Proven, Failure> {
     within_deadline(async {
         let mut noise = handshake(private, root, context, Side::Client)?;
+        if receive(channel).await?[..] != [VERSION] {
+            return Err(Failure::new(
+                Code::VersionMismatch,
+                "the worker begins the handshake in another way; install the same version on both sides",
+            ));
+        }
         send(channel, &mut noise, &[grant_byte(context.grant)], &[]).await?;
         read(&mut noise, &receive(channel).await?)?;
         if noise.get_remote_static() != Some(&worker_key[..]) {
@@ -227,6 +239,7 @@ pub async fn prove_as_worker(
     binding: Binding,
 ) -> Result<Proven, Failure> {
     within_deadline(async {
+        channel.sender().send(BytesMut::from(&[VERSION][..])).await?;
         let first = receive(channel).await?;
         let (&byte, message) = first.split_first().ok_or_else(tampered)?;
         let grant = grant_of(byte).ok_or_else(tampered)?;
@@ -261,7 +274,8 @@ pub enum Side {
     Worker,
 }
 
-/// Proves a bulk connection both ways: each side sends a MAC over its role, the connection's number and both certificates.
+/// Proves a bulk connection both ways: each side sends a MAC over its role, the connection's number and both certificates, the worker
+/// first.
 ///
 /// # Errors
 /// [`Code::NotAuthentic`] when the other side's MAC is wrong, [`Code::NoConnection`] when it goes away.
@@ -274,10 +288,18 @@ pub async fn prove_bulk(
 ) -> Result<(), Failure> {
     within_deadline(async {
         let other = if side == Side::Client { Side::Worker } else { Side::Client };
-        let ours = bulk_mac(key, side, connection, binding).finalize().into_bytes();
-        channel.sender().send(BytesMut::from(&ours[..])).await?;
-        let theirs = receive(channel).await?;
-        bulk_mac(key, other, connection, binding).verify_slice(&theirs).map_err(|_| tampered())
+        let ours = BytesMut::from(&bulk_mac(key, side, connection, binding).finalize().into_bytes()[..]);
+        let check = |theirs: &[u8]| bulk_mac(key, other, connection, binding).verify_slice(theirs).map_err(|_| tampered());
+        match side {
+            Side::Worker => {
+                channel.sender().send(ours).await?;
+                check(&receive(channel).await?)
+            }
+            Side::Client => {
+                check(&receive(channel).await?)?;
+                channel.sender().send(ours).await
+            }
+        }
     })
     .await
 }

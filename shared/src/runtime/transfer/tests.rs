@@ -312,3 +312,14 @@ async fn a_bulk_connection_with_another_sessions_key_is_refused() {
     let (dialed, answered) = tokio::join!(dialing, answering);
     assert!(dialed.is_err() && answered.is_err());
 }
+
+/// `rtc` 0.21.1 drops a message that arrives together with the COOKIE-ACK; one connection in six stood still for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn regression_the_first_message_of_a_connection_is_not_lost() {
+    for _ in 0..12 {
+        let mut room = Room::new(|message| message);
+        let (client, worker) = room.connect().await;
+        let (ours, theirs) = bulk_pair(1, &client, &worker).await;
+        drop((ours, theirs));
+    }
+}
