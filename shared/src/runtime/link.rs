@@ -171,7 +171,7 @@ async fn establish(
                 event = events.recv() => match event {
                     Some(PeerEvent::Candidate(candidate)) => port.tx.send(Description::Candidate(candidate)).await.map_err(|_| gone())?,
                     Some(PeerEvent::State(ConnectionState::Failed)) => return Err(no_path()),
-                    Some(PeerEvent::State(_)) => {}
+                    Some(PeerEvent::State(_)) => channels[0].sender().nudge().await,
                     None => return Err(gone()),
                 },
                 description = port.rx.recv() => match description {

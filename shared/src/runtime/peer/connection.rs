@@ -267,8 +267,9 @@ fn settings() -> webrtc::peer_connection::SettingEngine {
         .with_sctp_max_receive_buffer_size(window)
         .with_sctp_max_message_size(SctpMaxMessageSize::Bounded(256 * 1024))
         .with_ice_timeouts(Some(Duration::from_secs(10)), Some(Duration::from_secs(180)), Some(Duration::from_secs(2)))
-        .with_ice_connection_attempts(Some(Duration::from_millis(50)), Some(60))
+        .with_ice_connection_attempts(Some(Duration::from_millis(20)), Some(150))
         .with_host_acceptance_min_wait(Some(Duration::ZERO))
+        .with_prflx_acceptance_min_wait(Some(Duration::ZERO))
         .build()
 }
 
