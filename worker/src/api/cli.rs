@@ -107,7 +107,7 @@ struct RunArgs {
     #[arg(long, value_name = "ADDR")]
     bind: Vec<SocketAddr>,
     /// Configuration file [default: ./webrtc-connect.toml, then the user's]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "WEBRTC_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Named environment of the configuration file
     #[arg(long, env = "WEBRTC_ENVIRONMENT", value_name = "NAME")]
