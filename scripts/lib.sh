@@ -1,7 +1,7 @@
 # Shell functions that the scripts share; source it from bash after `set -euo pipefail`.
 # shellcheck shell=bash
 #
-# What lives here: messages, missing Debian packages, the Python environment, where the built programs are.
+# What lives here: messages, missing Debian packages, the Python environment, cargo's tools, where the built programs are.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON="${PYTHON:-python3}"
@@ -86,13 +86,31 @@ ensure_python() {
     ensure_venv "$VENV" "the Python environment in .venv" -r "$ROOT/test_files/requirements.txt"
 }
 
+# need_rust: cargo, and the C compiler and linker that it calls.
+need_rust() {
+    need_command cargo "install Rust, see https://rustup.rs"
+    command -v cc >/dev/null || ensure_debian build-essential
+}
+
+# ensure_cargo_tool NAME VERSION ARGUMENT...: a cargo subcommand. One that is there already is taken as it is; otherwise it is
+# compiled, once, into the user's cache, and without optimisation: that is half the time, and it works for seconds only.
+ensure_cargo_tool() {
+    local name="$1" version="$2" tools="${XDG_CACHE_HOME:-$HOME/.cache}/webrtc-connect/tools"
+    shift 2
+    [[ ":$PATH:" == *":$tools/bin:"* ]] || export PATH="$PATH:$tools/bin"
+    ! command -v "$name" >/dev/null || return 0
+    say "Installing $name $version (a few minutes, once)"
+    env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 \
+        cargo install --quiet --locked --debug --root "$tools" "$name" --version "$version" "$@" >&2
+}
+
 # target_dir: where cargo builds.
 target_dir() { printf '%s\n' "${CARGO_TARGET_DIR:-$ROOT/target}"; }
 
 # build_programs [PROFILE]: builds the three programs (profile dev or release) and prints their folder.
 build_programs() {
     local profile="${1:-dev}" folder
-    need_command cargo "see https://rustup.rs"
+    need_rust
     folder="$profile"
     [[ "$profile" != dev ]] || folder=debug
     say "Building the programs ($profile)"

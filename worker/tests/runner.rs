@@ -68,6 +68,8 @@ impl Trial {
             order: 1,
             owner: "0011".into(),
             submitted_at: 0,
+            ended_at: None,
+            fetched_at: None,
             message: String::new(),
             results: None,
         };

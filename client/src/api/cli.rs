@@ -103,7 +103,7 @@ pub struct Global {
     pub config_file: Option<PathBuf>,
 
     /// The environment of the configuration file to use ([environments.NAME.client])
-    #[arg(long, value_name = "NAME", global = true, help_heading = "Connection")]
+    #[arg(long, env = "WEBRTC_ENVIRONMENT", value_name = "NAME", global = true, help_heading = "Connection")]
     pub environment: Option<String>,
 
     /// One JSON object a line on stdout for every event

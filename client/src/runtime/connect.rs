@@ -29,7 +29,10 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{known_workers::KnownWorkers, remote::Remote};
+use super::{
+    known_workers::{self, KnownWorkers, Trust},
+    remote::Remote,
+};
 use crate::domain::{event::Event, select};
 
 /// How long an absent worker is waited for before the first success.
@@ -73,9 +76,12 @@ impl Connector {
         Ok(Connector { invite, api, identity, options, me, wanted, known, signal: None, backoff, attempt: 0, ever: false })
     }
 
-    /// Remembers the worker's key under its name, or finds that it has changed.
-    pub(super) fn remember(&self, name: &str) -> Result<(), Failure> {
-        self.known.verify(name, &self.invite.worker_key).map(drop)
+    /// Remembers the worker's key under its name and room, or finds that it has changed. `true`: in another room a worker of this name
+    /// had another key.
+    pub(super) fn remember(&self, name: &str) -> Result<bool, Failure> {
+        let (room, key) = (&self.invite.room, &self.invite.worker_key);
+        let trust = self.known.verify(&known_workers::in_room(name, room), key)?;
+        Ok(trust == Trust::New && self.known.differs_elsewhere(name, key)?)
     }
 
     /// The workers that are in the room now, as they describe themselves.

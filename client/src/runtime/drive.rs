@@ -253,7 +253,13 @@ impl Drive {
         let elapsed_ms = self.began.elapsed().as_millis() as u64;
         self.tell(Event::Connected { worker: worker.clone(), grant, route, resumed, elapsed_ms }).await;
         self.known.disk_free = worker.disk_free;
-        self.connector.remember(&worker.name)?;
+        if self.connector.remember(&worker.name)? {
+            let message = format!(
+                "a worker named '{}' had another key in another room: right if it was set up anew or another machine has that name",
+                worker.name
+            );
+            self.tell(Event::Notice { message }).await;
+        }
         if self.submission.is_some() && !self.known.uploaded {
             // A bulk connection takes a moment: begun now, it is there when the worker says what it lacks.
             let _ = talk.pool();

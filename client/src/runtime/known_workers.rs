@@ -12,7 +12,10 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use shared::domain::error::{Code, Failure};
+use shared::domain::{
+    error::{Code, Failure},
+    id::RoomId,
+};
 use toml::Spanned;
 
 /// The file's name in the configuration directory.
@@ -31,6 +34,14 @@ pub enum Trust {
         /// The line of the file with the old key, from 1.
         line: usize,
     },
+}
+
+const ROOM: &str = " in room ";
+
+/// The name under which a worker of a room is remembered. A room has one secret and its workers keep their keys, so that a changed key is
+/// an attack; the same name in another room may well be another machine.
+pub fn in_room(name: &str, room: &RoomId) -> String {
+    format!("{name}{ROOM}{room}")
 }
 
 /// The file of known workers.
@@ -75,6 +86,16 @@ impl KnownWorkers {
             Trust::Changed { line } => return Err(self.changed(name, line)),
         }
         Ok(trust)
+    }
+
+    /// Whether a worker of this name showed another key in another room; [`in_room`] makes the names.
+    ///
+    /// # Errors
+    /// As [`KnownWorkers::check`].
+    pub fn differs_elsewhere(&self, name: &str, key: &[u8; 32]) -> Result<bool, Failure> {
+        let known: BTreeMap<String, String> = toml::from_str(&self.text()?).map_err(|_| self.bad("it is damaged"))?;
+        let (key, name) = (URL_SAFE_NO_PAD.encode(key), format!("{name}{ROOM}"));
+        Ok(known.iter().any(|(other, pinned)| other.starts_with(&name) && *pinned != key))
     }
 
     fn changed(&self, name: &str, line: usize) -> Failure {
@@ -169,6 +190,18 @@ mod tests {
         let text = fs::read_to_string(dir.path().join(FILE_NAME)).unwrap();
         assert!(text.lines().nth(2).unwrap().starts_with("lab"), "{text}");
         assert_eq!(known.verify("lab", &[2; 32]).unwrap(), Trust::Known, "the old key stays");
+    }
+
+    #[test]
+    fn the_same_name_in_another_room_is_noticed_not_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let known = KnownWorkers::new(dir.path());
+        let (first, second): (RoomId, RoomId) = ("r1".parse().unwrap(), "r2".parse().unwrap());
+        known.verify(&in_room("lab", &first), &[1; 32]).unwrap();
+        assert!(!known.differs_elsewhere("lab", &[1; 32]).unwrap());
+        assert!(known.differs_elsewhere("lab", &[2; 32]).unwrap());
+        assert_eq!(known.verify(&in_room("lab", &second), &[2; 32]).unwrap(), Trust::New);
+        assert_eq!(known.verify(&in_room("lab", &first), &[2; 32]).unwrap_err().code, Code::NotAuthentic);
     }
 
     #[test]

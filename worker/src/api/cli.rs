@@ -94,6 +94,9 @@ struct RunArgs {
     /// Bytes that packages may take on disk [default: what is free]
     #[arg(long, value_name = "BYTES")]
     quota: Option<u64>,
+    /// Days that jobs, results and packages stay which nobody uses; fetched results stay one day [default: 14]
+    #[arg(long, value_name = "DAYS")]
+    keep_days: Option<u32>,
     /// STUN and TURN servers as JSON, in the browser's form: one object or a list
     #[arg(long, env = "ICE_SERVERS", value_name = "JSON", value_parser = parse_ice_servers)]
     ice_servers: Option<IceServers>,
@@ -104,7 +107,7 @@ struct RunArgs {
     #[arg(long, value_name = "ADDR")]
     bind: Vec<SocketAddr>,
     /// Configuration file [default: ./webrtc-connect.toml, then the user's]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "WEBRTC_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Named environment of the configuration file
     #[arg(long, env = "WEBRTC_ENVIRONMENT", value_name = "NAME")]
@@ -150,6 +153,7 @@ struct Section {
     room_ttl: Option<u64>,
     parallel: Option<usize>,
     quota: Option<u64>,
+    keep_days: Option<u32>,
     ice_servers: Option<Vec<IceServer>>,
     relay_only: Option<bool>,
     bind: Vec<SocketAddr>,
@@ -233,6 +237,7 @@ fn configure(args: RunArgs) -> Result<AgentConfig, Failure> {
         relay_only: args.relay_only || section.relay_only.unwrap_or(false),
         parallel: args.parallel.or(section.parallel).unwrap_or(1),
         quota: args.quota.or(section.quota),
+        keep: u64::from(args.keep_days.or(section.keep_days).unwrap_or(14)) * 24 * 3600,
         trainers: TrainerSettings {
             sleap_nn: section.sleap_nn.unwrap_or(defaults.sleap_nn),
             sleap_train: section.sleap_train.unwrap_or(defaults.sleap_train),

@@ -3,7 +3,12 @@
 //! It holds nothing that must survive it: the room, the identity, the jobs, the packages and the journals are on disk, and
 //! trainers belong to their runners. Killed and started again it goes on where it was.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use shared::{
@@ -34,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     gpu,
     jobs::Jobs,
+    now_ms,
     room::{self, Room},
     session::{Desk, serve},
 };
@@ -43,6 +49,10 @@ use crate::domain::trainer::TrainerSettings;
 const RENEW: Duration = Duration::from_secs(20 * 60);
 /// Between two looks at what the worker says about itself.
 const REFRESH: Duration = Duration::from_secs(15);
+/// Between two clean-ups.
+const CLEAN_UP: Duration = Duration::from_secs(3600);
+/// How long results stay once they have been fetched, in seconds.
+const KEEP_FETCHED: u64 = 24 * 3600;
 /// Clients with a link at the same time.
 const MAX_CLIENTS: usize = 16;
 
@@ -68,6 +78,8 @@ pub struct AgentConfig {
     pub parallel: usize,
     /// Bytes that packages may take on disk.
     pub quota: Option<u64>,
+    /// How long jobs, results and packages that nobody has fetched or used stay, in seconds.
+    pub keep: u64,
     /// Trainers.
     pub trainers: TrainerSettings,
     /// This program, to start runners from.
@@ -158,7 +170,8 @@ impl Agent {
         let mut seat = self.take_seat(&link_tx, false).await?;
         let mut renew = interval(RENEW);
         let mut refresh = interval(REFRESH);
-        for ticks in [&mut renew, &mut refresh] {
+        let mut clean_up = interval(CLEAN_UP);
+        for ticks in [&mut renew, &mut refresh, &mut clean_up] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         loop {
@@ -177,6 +190,7 @@ impl Agent {
                 },
                 Some((peer, link)) = links.recv() => self.serve(&slots, peer, link),
                 _ = renew.tick() => { let _ = seat.signal.send(ToServer::Renew).await; }
+                _ = clean_up.tick() => self.clean_up(),
                 _ = refresh.tick() => {
                     if self.facts.refresh() {
                         let _ = seat.signal.send(ToServer::UpdateMetadata { metadata: self.facts.metadata(&seat.room) }).await;
@@ -184,6 +198,29 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Removes old jobs, and old packages that no job needs.
+    fn clean_up(&self) {
+        let (jobs, store, keep) = (self.desk.jobs.clone(), self.desk.store.clone(), self.config.keep);
+        self.shutdown.tracker.spawn_blocking(move || {
+            let now = now_ms() / 1000;
+            let needed = jobs.forget_old(now.saturating_sub(keep), now.saturating_sub(KEEP_FETCHED.min(keep)));
+            let limit = SystemTime::now().checked_sub(Duration::from_secs(keep));
+            let stored = store.packages().unwrap_or_else(|failure| {
+                tracing::warn!(%failure, "the store cannot be cleaned up");
+                Vec::new()
+            });
+            for package in stored
+                .iter()
+                .filter(|package| !needed.contains(&package.summary.id) && limit.is_some_and(|limit| package.last_used < limit))
+            {
+                match store.remove(package) {
+                    Ok(()) => tracing::info!(package = ?package.summary.id, bytes = package.summary.bytes, "an old package was removed"),
+                    Err(failure) => tracing::info!(package = ?package.summary.id, %failure, "an old package stays"),
+                }
+            }
+        });
     }
 
     async fn registered(&mut self, seat: &mut Seat, expires_at: u64, ice_servers: Vec<IceServer>) {

@@ -6,7 +6,7 @@
 //! * at start, runners that are alive are taken up again, and jobs whose runner is gone are ended with the reason
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -17,7 +17,7 @@ use shared::{
         error::{Code, Failure},
         id::{CommandId, JobId},
         job::{Command, CommandState, JobEvent, JobSpec, JobState, JobStatus, Outcome},
-        manifest::{Manifest, ManifestSummary},
+        manifest::{Hash, Manifest, ManifestSummary},
     },
     runtime::files::Source,
 };
@@ -140,6 +140,8 @@ impl Jobs {
             order: table.next_order(),
             owner: owner.to_owned(),
             submitted_at: now_ms() / 1000,
+            ended_at: None,
+            fetched_at: None,
             message: String::new(),
             results: None,
         };
@@ -255,6 +257,37 @@ impl Jobs {
         let bytes =
             std::fs::read(&path).map_err(|error| Failure::new(Code::BadFile, format!("{} cannot be read: {error}", path.display())))?;
         Ok((job.dir.results(), summary, bytes))
+    }
+
+    /// The results of a job have arrived at a client.
+    ///
+    /// # Errors
+    /// [`Code::JobNotFound`], [`Code::NoSpace`] or [`Code::BadFile`].
+    pub fn fetched(&self, id: &JobId) -> Result<(), Failure> {
+        let mut table = self.table();
+        let job = table.job_mut(id)?;
+        job.record.fetched_at = Some(now_ms() / 1000);
+        job.dir.set_record(&job.record)
+    }
+
+    /// Forgets jobs that ended before `ended_before`, or whose results were fetched before `fetched_before` (Unix seconds), and
+    /// removes what they left; gives the packages that the others need.
+    pub fn forget_old(&self, ended_before: u64, fetched_before: u64) -> HashSet<Hash> {
+        let mut table = self.table();
+        let old = |job: &Job| {
+            let before = |at: Option<u64>, limit: u64| at.is_some_and(|at| at < limit);
+            job.is_over() && !job.started && (before(job.record.ended_at, ended_before) || before(job.record.fetched_at, fetched_before))
+        };
+        let gone: Vec<JobId> = table.jobs.values().filter(|job| old(job)).map(Job::id).collect();
+        for id in gone {
+            let Some(job) = table.jobs.remove(&id) else { continue };
+            table.queue.remove(&job.record.order);
+            match job.dir.remove() {
+                Ok(()) => tracing::info!(job = %id, "an old job was removed"),
+                Err(failure) => tracing::warn!(job = %id, %failure, "an old job could not be removed"),
+            }
+        }
+        table.jobs.values().map(|job| job.record.package.id).collect()
     }
 
     /// Stops or cancels a job. How it went is in the journal, as [`JobEvent::CommandAdvanced`].
@@ -533,6 +566,9 @@ impl Job {
     fn set_state(&mut self, state: JobState) -> Result<(), Failure> {
         tracing::info!(job = %self.record.job, from = ?self.record.state, to = ?state, "a job's state");
         self.record.state = state;
+        if self.is_over() {
+            self.record.ended_at.get_or_insert(now_ms() / 1000);
+        }
         self.dir.set_record(&self.record)
     }
 

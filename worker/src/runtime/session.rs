@@ -253,7 +253,9 @@ impl Session {
                 self.answer(req, done).await
             }
             ToWorker::Fetched(JobRef { job, .. }) => {
-                tracing::info!(%job, "the results were fetched");
+                if let Err(failure) = self.may_submit().and_then(|()| self.desk.jobs.fetched(&job)) {
+                    tracing::warn!(%job, %failure, "that the results were fetched could not be noted");
+                }
                 Ok(())
             }
             ToWorker::BulkOffer(offer) => self.bulk_offer(offer),

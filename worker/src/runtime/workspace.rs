@@ -58,6 +58,12 @@ pub struct JobRecord {
     pub owner: String,
     /// When it was submitted: Unix seconds.
     pub submitted_at: u64,
+    /// When it ended: Unix seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<u64>,
+    /// When its results were last fetched: Unix seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched_at: Option<u64>,
     /// How it ended, in a sentence; empty before.
     #[serde(default)]
     pub message: String,
@@ -241,6 +247,16 @@ impl JobDir {
         read_bounded(&full, limit)
     }
 
+    /// Removes the job and everything it left.
+    ///
+    /// # Errors
+    /// [`Code::BadFile`].
+    pub fn remove(&self) -> Result<(), Failure> {
+        // Without its record it is no job any more, however far the rest comes.
+        let path = self.job_json();
+        fs::remove_file(&path).and_then(|()| fs::remove_dir_all(&self.root)).map_err(|error| failure("remove", &self.root, &error))
+    }
+
     /// What the package asks for; the agent asks before it queues a job, the runner before it begins.
     ///
     /// # Errors
@@ -384,6 +400,8 @@ mod tests {
             order: 1,
             owner: "0011".into(),
             submitted_at: 5,
+            ended_at: None,
+            fetched_at: None,
             message: String::new(),
             results: None,
         };
