@@ -478,3 +478,6 @@ fn no_path() -> Failure {
         "no direct path to the other side was found; both may be behind firewalls that need a TURN server (see ICE_SERVERS in the README)",
     )
 }
+
+#[cfg(test)]
+mod tests;
