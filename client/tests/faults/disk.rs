@@ -61,12 +61,13 @@ fn a_disk_that_fills_in_the_middle_ends_the_upload_and_the_next_run_continues_it
     let said = first.end();
     said.refuses(8, &["disk", "space"]);
     assert!(full.elapsed().as_secs() < 3, "{:?}", full.elapsed());
-    assert!(!holds(&inside(&stack), "video.mp4"), "a part is visible under the whole's name");
+    assert!(!holds(&inside(&stack).join("store/packages"), "video.mp4"), "a part is visible as a package");
+    assert!(!holds(&inside(&stack).join("jobs"), "video.mp4"), "a part is visible to a trainer");
     fs::remove_file(filler).unwrap();
     let second = upload(&stack, &package).end();
     assert_eq!(second.code, 0, "{}", second.stderr);
     assert!(event(&second, "plan")["already_there"].as_u64() > Some(1 << 20), "{}", event(&second, "plan"));
-    assert!(holds(&inside(&stack), "video.mp4"));
+    assert!(holds(&inside(&stack).join("store/packages"), "video.mp4"));
 }
 
 #[test]

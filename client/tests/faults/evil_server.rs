@@ -74,6 +74,7 @@ fn an_old_offer_in_the_place_of_the_new_one_is_refused_by_the_worker() {
     said.refuses(5, &["tampered"]);
 }
 
+/// Five in a row: a worker answers four at a time, and those that left must not keep the next one out.
 #[test]
 fn an_answer_that_is_not_sealed_is_refused() {
     let stack = lab();
