@@ -63,6 +63,7 @@ fn a_disk_that_fills_in_the_middle_ends_the_upload_and_the_next_run_continues_it
     assert!(full.elapsed().as_secs() < 3, "{:?}", full.elapsed());
     assert!(!holds(&inside(&stack).join("store/packages"), "video.mp4"), "a part is visible as a package");
     assert!(!holds(&inside(&stack).join("jobs"), "video.mp4"), "a part is visible to a trainer");
+    drop(other);
     fs::remove_file(filler).unwrap();
     let second = upload(&stack, &package).end();
     assert_eq!(second.code, 0, "{}", second.stderr);
