@@ -36,6 +36,7 @@ use super::{
     jobs::Jobs,
     room::{self, Room},
     session::{Desk, serve},
+    upload::Uploads,
 };
 use crate::domain::trainer::TrainerSettings;
 
@@ -322,7 +323,7 @@ impl Facts {
 
 impl Desk {
     fn new(jobs: Jobs, store: Arc<Store>, facts: Arc<Facts>, stop: CancellationToken) -> Self {
-        Desk { jobs, store, info: Arc::new(move || facts.info()), present: Arc::default(), stop }
+        Desk { jobs, store, info: Arc::new(move || facts.info()), present: Arc::default(), uploads: Uploads::default(), stop }
     }
 }
 
