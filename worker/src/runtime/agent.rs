@@ -174,6 +174,8 @@ impl Agent {
                         seat = self.take_seat(&link_tx, true).await?;
                     }
                     Some(SignalEvent::Refused(failure)) => return Err(failure),
+                    // At the end of the worker the connection ends with it, at times a moment before us.
+                    None if self.shutdown.token.is_cancelled() => return Ok(()),
                     None => return Err(Failure::new(Code::Internal, "the connection to the signaling server has ended")),
                 },
                 Some((peer, link)) = links.recv() => self.serve(&slots, peer, link),
