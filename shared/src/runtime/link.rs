@@ -354,6 +354,8 @@ impl Answerer {
                 }
             }
             ToPeer::Candidate { sender, candidate } => self.handle_candidate(sender, &candidate),
+            // What it began and did not end would hold its place until the deadline; what is established does not need this way.
+            ToPeer::PeerLeft { peer_id } => self.attempts.retain(|(peer, _), _| *peer != peer_id),
             _ => {}
         }
     }
@@ -366,7 +368,8 @@ impl Answerer {
         let slot = self.slots.clone().try_acquire_owned();
         let slot = slot.map_err(|_| Failure::new(Code::PeerBusy, "the worker is answering other clients; try again in a moment"))?;
         let (ours, theirs) = ports();
-        self.attempts.insert((sender.clone(), attempt.clone()), theirs.tx.clone());
+        let Port { tx, rx: theirs } = theirs;
+        self.attempts.insert((sender.clone(), attempt.clone()), tx);
         let root = seal::root_of(&self.room_secret, &self.room, grant);
         let answering = Answering {
             room: self.room.clone(),
@@ -426,13 +429,13 @@ struct Answering {
 }
 
 impl Answering {
-    async fn run(self, sdp: String, ours: Port, mut theirs: Port) -> Result<Link, Failure> {
+    async fn run(self, sdp: String, ours: Port, mut theirs: mpsc::Receiver<Description>) -> Result<Link, Failure> {
         let envelope = Envelope { sealer: &self.sealer, me: &self.me, other: &self.sender, attempt: &self.attempt };
         let mut establishing = pin!(answer(&self.options, &CONTROL_CHANNELS, sdp, ours));
         let established = loop {
             tokio::select! {
                 result = &mut establishing => break result?,
-                Some(description) = theirs.rx.recv() => self.signal.send(envelope.seal(&description)?).await?,
+                Some(description) = theirs.recv() => self.signal.send(envelope.seal(&description)?).await?,
             }
         };
         let Established { carrier, channels, binding } = established;
@@ -478,3 +481,6 @@ fn no_path() -> Failure {
         "no direct path to the other side was found; both may be behind firewalls that need a TURN server (see ICE_SERVERS in the README)",
     )
 }
+
+#[cfg(test)]
+mod tests;

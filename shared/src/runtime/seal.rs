@@ -46,6 +46,10 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const MAX_HANDSHAKE_MESSAGE: usize = 1024;
 /// The worker's first byte.
 const VERSION: u8 = 1;
+/// The worker's word for a handshake that failed, in the place of the next message.
+const REFUSED: u8 = 0;
+/// How long a refused client may take to close the connection.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// SHA-256 of the two DTLS certificates: the offering side's, then the answering side's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -239,20 +243,41 @@ pub async fn prove_as_worker(
     binding: Binding,
 ) -> Result<Proven, Failure> {
     within_deadline(async {
-        channel.sender().send(BytesMut::from(&[VERSION][..])).await?;
-        let first = receive(channel).await?;
-        let (&byte, message) = first.split_first().ok_or_else(tampered)?;
-        let grant = grant_of(byte).ok_or_else(tampered)?;
-        let context = Context { room, grant, binding };
-        let mut noise = handshake(private, &root_for(grant), &context, Side::Worker)?;
-        read(&mut noise, message)?;
-        send(channel, &mut noise, &[], &[]).await?;
-        let payload = read(&mut noise, &receive(channel).await?)?;
-        let bulk_key = Secret::new(<[u8; 32]>::try_from(payload).map_err(|_| tampered())?);
-        let remote_key = noise.get_remote_static().and_then(|key| key.try_into().ok()).ok_or_else(tampered)?;
-        Ok(Proven { remote_key, grant, bulk_key })
+        let proven = prove_to_client(channel, private, root_for, room, binding).await;
+        if proven.as_ref().is_err_and(|failure| failure.code == Code::NotAuthentic) {
+            refuse(channel).await;
+        }
+        proven
     })
     .await
+}
+
+async fn prove_to_client(
+    channel: &mut Channel,
+    private: &Secret<[u8; 32]>,
+    root_for: impl Fn(Grant) -> RootSecret,
+    room: &RoomId,
+    binding: Binding,
+) -> Result<Proven, Failure> {
+    channel.sender().send(BytesMut::from(&[VERSION][..])).await?;
+    let first = receive(channel).await?;
+    let (&byte, message) = first.split_first().ok_or_else(tampered)?;
+    let grant = grant_of(byte).ok_or_else(tampered)?;
+    let context = Context { room, grant, binding };
+    let mut noise = handshake(private, &root_for(grant), &context, Side::Worker)?;
+    read(&mut noise, message)?;
+    send(channel, &mut noise, &[], &[]).await?;
+    let payload = read(&mut noise, &receive(channel).await?)?;
+    let bulk_key = Secret::new(<[u8; 32]>::try_from(payload).map_err(|_| tampered())?);
+    let remote_key = noise.get_remote_static().and_then(|key| key.try_into().ok()).ok_or_else(tampered)?;
+    Ok(Proven { remote_key, grant, bulk_key })
+}
+
+/// Tells the client that this is no accident: a byte that is no message of the handshake, until it has left.
+async fn refuse(channel: &mut Channel) {
+    if channel.sender().send(BytesMut::from(&[REFUSED][..])).await.is_ok() {
+        let _ = tokio::time::timeout(FAREWELL, async { while channel.recv().await.is_some() {} }).await;
+    }
 }
 
 /// What both sides must agree on before a handshake can succeed.

@@ -50,6 +50,8 @@ use super::{
 const HELLO: Duration = Duration::from_secs(10);
 /// Silence after which a client counts as gone; it pings every 5 s.
 const SILENCE: Duration = Duration::from_secs(30);
+/// How long a client that has our last word may take to close the connection.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// How long a session without a link is held.
 const HELD: Duration = Duration::from_secs(90);
 /// Journals that one client may follow at the same time.
@@ -161,7 +163,14 @@ struct Session {
 impl Session {
     async fn run(&mut self, control: &mut shared::runtime::peer::Channel, carrier: &Carrier, client: [u8; 32]) -> Result<(), Failure> {
         let first = timeout(HELLO, control.recv()).await.map_err(|_| gone("it did not say hello"))?;
-        let replaced = self.hello(&first.ok_or_else(|| gone("it closed the connection"))?, client).await?;
+        let replaced = match self.hello(&first.ok_or_else(|| gone("it closed the connection"))?, client).await {
+            Ok(replaced) => replaced,
+            Err(failure) => {
+                // It leaves once it has our refusal; to go first would lose that.
+                let _ = timeout(FAREWELL, control.recv()).await;
+                return Err(failure);
+            }
+        };
         loop {
             let message = tokio::select! {
                 () = self.stop.cancelled() => {
@@ -176,7 +185,7 @@ impl Session {
             if let ToWorker::Bye(bye) = message {
                 self.out.send(ToClient::Bye(bye)).await.map_err(|_| gone("it closed the connection"))?;
                 // The client closes the connection once it has our answer.
-                let _ = timeout(Duration::from_secs(2), control.recv()).await;
+                let _ = timeout(FAREWELL, control.recv()).await;
                 return Ok(());
             }
             self.handle(message).await?;

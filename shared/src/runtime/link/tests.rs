@@ -1,0 +1,157 @@
+//! Someone in the middle who controls the signaling server and holds a submit invite, so that every seal opens for him.
+
+use super::*;
+
+fn loopback() -> PeerOptions {
+    PeerOptions { bind: vec!["127.0.0.1:0".parse().unwrap()], ..Default::default() }
+}
+
+/// A client, a worker, and between them the one in the middle: neither message nor candidate goes past him.
+struct Middle {
+    invite: Invite,
+    client: PeerId,
+    from_client: mpsc::Receiver<ToServer>,
+    to_client: mpsc::Sender<SignalEvent>,
+    from_worker: mpsc::Receiver<ToServer>,
+    worker: Answerer,
+    links: mpsc::Receiver<(PeerId, Link)>,
+}
+
+/// The client's end of it.
+struct Client {
+    invite: Invite,
+    me: PeerId,
+    signal: SignalSender,
+    events: mpsc::Receiver<SignalEvent>,
+}
+
+impl Client {
+    async fn dial(mut self) -> Failure {
+        let identity = Identity::generate().unwrap();
+        let dialed = dial(&self.invite, &self.me, &identity, &loopback(), &self.signal, &mut self.events).await;
+        dialed.err().expect("the client must not connect")
+    }
+}
+
+impl Middle {
+    fn new() -> (Self, Client) {
+        let (room, peer, client): (RoomId, PeerId, PeerId) = ("r".parse().unwrap(), "w".parse().unwrap(), "c".parse().unwrap());
+        let (secret, identity) = (Secret::new([5; 32]), Arc::new(Identity::generate().unwrap()));
+        let invite = Invite {
+            server: "http://127.0.0.1:1".into(),
+            room: room.clone(),
+            token: Secret::new("t".into()),
+            worker: peer.clone(),
+            grant: Grant::Submit,
+            secret: seal::root_of(&secret, &room, Grant::Submit),
+            worker_key: *identity.public(),
+            room_key: seal::room_key(&secret),
+        };
+        let ((client_tx, from_client), (to_client, events)) = (mpsc::channel(64), mpsc::channel(64));
+        let ((worker_tx, from_worker), (link_tx, links)) = (mpsc::channel(64), mpsc::channel(1));
+        let worker = Answerer::new(room, peer, secret, identity, SignalSender::for_tests(worker_tx), link_tx);
+        let signal = SignalSender::for_tests(client_tx);
+        let middle = Middle { invite: invite.clone(), client: client.clone(), from_client, to_client, from_worker, worker, links };
+        (middle, Client { invite, me: client, signal, events })
+    }
+
+    /// Answers the client in the worker's name; the connection, and the attempt's name.
+    async fn answer_client(&mut self) -> (Established, String) {
+        let sealer = Sealer::new(&self.invite.secret, &self.invite.room, self.invite.grant);
+        let (me, other) = (self.invite.worker.clone(), self.client.clone());
+        let Some(ToServer::Offer { sdp, .. }) = self.from_client.recv().await else { panic!("an offer comes first") };
+        let opened = sealer.open(&other, &me, sdp.as_str().unwrap()).expect("whoever holds the invite can open it");
+        let attempt = opened["attempt"].as_str().unwrap().to_owned();
+        let envelope = Envelope { sealer: &sealer, me: &me, other: &other, attempt: &attempt };
+        let (ours, mut theirs) = ports();
+        let options = loopback();
+        let mut answering = pin!(answer(&options, &CONTROL_CHANNELS, opened["sdp"].as_str().unwrap().to_owned(), ours));
+        let established = loop {
+            tokio::select! {
+                result = &mut answering => break result.unwrap(),
+                Some(description) = theirs.rx.recv() => {
+                    let message = relayed(&me, envelope.seal(&description).unwrap());
+                    self.to_client.send(SignalEvent::Message(message)).await.unwrap();
+                }
+                Some(message) = self.from_client.recv() => {
+                    let description = envelope.open(relayed(&other, message)).unwrap().unwrap();
+                    theirs.tx.send(description).await.unwrap();
+                }
+            }
+        };
+        (established, attempt)
+    }
+
+    /// Dials the worker in the client's name.
+    async fn dial_worker(&mut self, attempt: &str) -> Established {
+        let sealer = Sealer::new(&self.invite.secret, &self.invite.room, self.invite.grant);
+        let (me, other) = (self.client.clone(), self.invite.worker.clone());
+        let envelope = Envelope { sealer: &sealer, me: &me, other: &other, attempt };
+        let (ours, mut theirs) = ports();
+        let options = loopback();
+        let mut offering = pin!(offer(&options, &CONTROL_CHANNELS, ours));
+        loop {
+            tokio::select! {
+                result = &mut offering => return result.unwrap(),
+                Some(description) = theirs.rx.recv() => {
+                    self.worker.handle(relayed(&me, envelope.seal(&description).unwrap()), &options).await;
+                }
+                Some(message) = self.from_worker.recv() => {
+                    let description = envelope.open(relayed(&other, message)).unwrap().unwrap();
+                    theirs.tx.send(description).await.unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// A message as the server hands it on.
+fn relayed(sender: &PeerId, message: ToServer) -> ToPeer {
+    let sender = sender.clone();
+    match message {
+        ToServer::Offer { sdp, .. } => ToPeer::Offer { sender, sdp },
+        ToServer::Answer { sdp, .. } => ToPeer::Answer { sender, sdp },
+        ToServer::Candidate { candidate, .. } => ToPeer::Candidate { sender, candidate },
+        other => panic!("nothing else is sent: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn another_invited_client_cannot_pose_as_the_worker() {
+    let (mut middle, client) = Middle::new();
+    let dialing = tokio::spawn(client.dial());
+    let (established, _) = middle.answer_client().await;
+    let Established { carrier: _carrier, channels, binding } = established;
+    let [mut auth, _control, _progress] = three(channels);
+    let (own, root) = (Identity::generate().unwrap(), middle.invite.secret.clone());
+    let proving = seal::prove_as_worker(&mut auth, own.private(), |_| root.clone(), &middle.invite.room, binding);
+    let (failure, posing) = tokio::join!(dialing, proving);
+    assert_eq!(failure.unwrap().code, Code::NotAuthentic);
+    assert!(posing.is_err(), "the client went on");
+}
+
+#[tokio::test]
+async fn whoever_relays_the_handshake_between_two_connections_breaks_it() {
+    let (mut middle, client) = Middle::new();
+    let dialing = tokio::spawn(client.dial());
+    let (to_client, attempt) = middle.answer_client().await;
+    let to_worker = middle.dial_worker(&attempt).await;
+    let [mut client_auth, _c1, _p1] = three(to_client.channels);
+    let [mut worker_auth, _c2, _p2] = three(to_worker.channels);
+    let relaying = async {
+        loop {
+            let (to, message) = tokio::select! {
+                Some(message) = client_auth.recv() => (worker_auth.sender(), message),
+                Some(message) = worker_auth.recv() => (client_auth.sender(), message),
+                else => std::future::pending().await,
+            };
+            let _ = to.send(bytes::BytesMut::from(&message[..])).await;
+        }
+    };
+    let failure = tokio::select! {
+        failure = dialing => failure.unwrap(),
+        () = relaying => unreachable!(),
+    };
+    assert!(failure.code == Code::NotAuthentic && failure.message.contains("tampered"), "{failure}");
+    assert!(middle.links.try_recv().is_err(), "the worker must not have a link");
+}
