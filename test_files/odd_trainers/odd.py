@@ -45,7 +45,7 @@ def write_model(folder: str, size: int = 100_000) -> None:
 
 class Progress:
     """Both sockets. The progress has no limit on what waits in it, so that what gets lost is lost by the listener; the
-    control is subscribed as in sleap-nn, and never read."""
+    control is subscribed as in sleap-nn, and read by those that ask."""
 
     def __init__(self, config: configuration.Config):
         self._context = zmq.Context()
@@ -68,6 +68,10 @@ class Progress:
     def raw(self, *frames: bytes) -> None:
         """Any message."""
         self._socket.send_multipart(frames)
+
+    def stop_requested(self) -> bool:
+        """Whether a message is there and says stop."""
+        return bool(self._control.poll(0)) and json.loads(self._control.recv_string()).get("command") == "stop"
 
     def close(self) -> None:
         """Send what is left, for up to half a minute."""

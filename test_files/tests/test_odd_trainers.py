@@ -68,6 +68,18 @@ def test_one_is_stubborn_and_leaves_a_child(start):
         assert time.monotonic() < deadline
 
 
+def test_one_trains_at_a_steady_rate_and_obeys_a_stop(start):
+    trainer = start("++trainer_config.rate=50", "++trainer_config.batches=10", "trainer_config.max_epochs=1000",
+                    program=ODD / "steady.py")
+    trainer.wait_for("epoch_end")
+    assert [message["batch"] for message in trainer.events("batch_end")] == list(range(10))
+    trainer.command('{"command": "stop"}')
+    assert trainer.finish() == 0, trainer.stderr()
+    assert [message["event"] for message in trainer.messages[-2:]] == ["epoch_end", "train_end"]
+    assert trainer.stdout() == "stopped\n"
+    assert len(list(trainer.folder.glob("models/*/best.ckpt"))) == 1
+
+
 def _running(pid: int) -> bool:
     """Whether a process is there and not a zombie."""
     try:

@@ -13,7 +13,7 @@ use shared::{
         id::{PeerId, hex},
         invite::Invite,
         message::WorkerInfo,
-        signal::{PeerInfo, Role, SignIn},
+        signal::{PeerInfo, Role, SignIn, ToPeer},
     },
     runtime::{
         identity::Identity,
@@ -125,6 +125,19 @@ impl Connector {
             let retry_in_ms = retry_in.as_millis() as u64;
             let _ = events.send(Event::Disconnected { reason: failure.message, retry_in_ms }).await;
             sleep(retry_in).await;
+        }
+    }
+
+    /// Waits until the server says that the worker has left the room: perhaps it has ended, perhaps only its way to the server.
+    /// Takes whatever else the server says meanwhile; cancel-safe.
+    pub(super) async fn worker_left(&mut self) {
+        let Some(signal) = &mut self.signal else { return std::future::pending().await };
+        loop {
+            match signal.events.recv().await {
+                Some(SignalEvent::Message(ToPeer::PeerLeft { peer_id })) if peer_id == self.invite.worker => return,
+                Some(_) => {}
+                None => return std::future::pending().await,
+            }
         }
     }
 

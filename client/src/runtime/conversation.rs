@@ -23,8 +23,8 @@ use shared::{
     },
 };
 use tokio::{
-    sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    sync::{Notify, mpsc},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -32,6 +32,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Silence after which a link counts as lost.
 const SILENCE: Duration = Duration::from_secs(15);
+/// How long the answer to a probe may take.
+const PROBE: Duration = Duration::from_secs(3);
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -55,6 +57,7 @@ pub(super) struct Conversation {
     steps: Routes<TransferId, Step>,
     bulk: Arc<BulkDialer>,
     carrier: Arc<Carrier>,
+    probe: Arc<Notify>,
     stop: CancellationToken,
     _stop: DropGuard,
 }
@@ -78,17 +81,21 @@ impl Conversation {
             stop: stop.clone(),
         });
         tokio::spawn(write(control.sender().clone(), outgoing, stop.clone()));
+        let probe = Arc::new(Notify::new());
         let reader = Reader {
             inbox: inbox_tx,
             steps: steps.clone(),
             bulk: bulk.clone(),
             out: out.clone(),
             carrier: carrier.clone(),
+            probe: probe.clone(),
+            pings: 0,
             heard: Instant::now(),
+            probed: None,
         };
         let reader_stop = stop.clone();
         tokio::spawn(async move { reader_stop.run_until_cancelled(reader.run(control, progress)).await });
-        Conversation { out, inbox, pool, steps, bulk, carrier, _stop: stop.clone().drop_guard(), stop }
+        Conversation { out, inbox, pool, steps, bulk, carrier, probe, _stop: stop.clone().drop_guard(), stop }
     }
 
     /// Sends one message.
@@ -99,6 +106,11 @@ impl Conversation {
     /// What comes next; cancel-safe.
     pub(super) async fn next(&mut self) -> Incoming {
         self.inbox.recv().await.unwrap_or_else(|| Incoming::Lost(lost("the connection to the worker is gone")))
+    }
+
+    /// There is reason to think that the worker is gone: if it does not answer within 3 s, the link is lost.
+    pub(super) fn probe(&self) {
+        self.probe.notify_one();
     }
 
     /// The route in use.
@@ -168,7 +180,12 @@ struct Reader {
     bulk: Arc<BulkDialer>,
     out: mpsc::Sender<ToWorker>,
     carrier: Arc<Carrier>,
+    probe: Arc<Notify>,
+    /// How many pings have been sent.
+    pings: u64,
     heard: Instant,
+    /// The ping that must be answered, and by when.
+    probed: Option<(u64, Instant)>,
 }
 
 impl Reader {
@@ -182,18 +199,20 @@ impl Reader {
     async fn run_inner(&mut self, mut control: Channel, mut progress: Channel) -> Failure {
         let mut beat = interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let carrier = self.carrier.clone();
-        let mut n = 0;
+        let (carrier, probe) = (self.carrier.clone(), self.probe.clone());
         loop {
+            let deadline = self.probed.map_or(self.heard + SILENCE, |(_, until)| until);
             let received = tokio::select! {
                 () = carrier.lost() => return lost("the connection to the worker failed"),
+                () = sleep_until(deadline) => return lost("nothing was heard from the worker for a while"),
                 _ = beat.tick() => {
-                    if self.heard.elapsed() > SILENCE {
-                        return lost("nothing was heard from the worker for a while");
+                    self.ping();
+                    continue;
+                }
+                () = probe.notified() => {
+                    if self.probed.is_none() {
+                        self.probed = self.ping().map(|n| (n, Instant::now() + PROBE));
                     }
-                    n += 1;
-                    // A full queue means that messages wait already: they are signs of life, too.
-                    let _ = self.out.try_send(ToWorker::Ping(Ping { n }));
                     continue;
                 }
                 message = control.recv() => message,
@@ -205,6 +224,13 @@ impl Reader {
                 return failure;
             }
         }
+    }
+
+    /// Gives the number of the ping, unless the queue is full: then messages wait already, which are signs of life, too.
+    fn ping(&mut self) -> Option<u64> {
+        self.pings += 1;
+        let n = self.pings;
+        self.out.try_send(ToWorker::Ping(Ping { n })).is_ok().then_some(n)
     }
 
     async fn handle(&mut self, message: &[u8]) -> Result<(), Failure> {
@@ -230,7 +256,11 @@ impl Reader {
                 let _ = self.out.try_send(ToWorker::Pong(ping));
                 Ok(())
             }
-            ToClient::Pong(_) => Ok(()),
+            ToClient::Pong(Ping { n }) => {
+                // Other messages may have been under way when the worker went.
+                self.probed = self.probed.filter(|(probe, _)| n < *probe);
+                Ok(())
+            }
             ToClient::BulkAnswer(BulkSdp { connection, sdp }) => self.bulk.hand_over(connection, Description::Answer(sdp)),
             ToClient::BulkCandidate(BulkCandidate { connection, candidate }) => {
                 self.bulk.hand_over(connection, Description::Candidate(candidate))

@@ -213,6 +213,7 @@ impl Drive {
             }
             tokio::select! {
                 incoming = talk.next() => self.handle(incoming, talk, transfers).await?,
+                () = self.connector.worker_left() => talk.probe(),
                 Some(moved) = transfers.tasks.join_next() => self.moved(moved, transfers, talk).await?,
                 Ok(()) = transfers.upload.changed(), if transfers.uploading.is_some() => self.report_upload(transfers).await,
                 Ok(()) = transfers.download.changed(), if transfers.downloading.is_some() => self.report_download(transfers).await,

@@ -42,6 +42,7 @@ use super::{
     now_ms,
     room::{self, Room},
     session::{Desk, serve},
+    upload::Uploads,
 };
 use crate::domain::trainer::TrainerSettings;
 
@@ -186,6 +187,8 @@ impl Agent {
                         seat = self.take_seat(&link_tx, true).await?;
                     }
                     Some(SignalEvent::Refused(failure)) => return Err(failure),
+                    // At the end of the worker the connection ends with it, at times a moment before us.
+                    None if self.shutdown.token.is_cancelled() => return Ok(()),
                     None => return Err(Failure::new(Code::Internal, "the connection to the signaling server has ended")),
                 },
                 Some((peer, link)) = links.recv() => self.serve(&slots, peer, link),
@@ -359,7 +362,7 @@ impl Facts {
 
 impl Desk {
     fn new(jobs: Jobs, store: Arc<Store>, facts: Arc<Facts>, stop: CancellationToken) -> Self {
-        Desk { jobs, store, info: Arc::new(move || facts.info()), present: Arc::default(), stop }
+        Desk { jobs, store, info: Arc::new(move || facts.info()), present: Arc::default(), uploads: Uploads::default(), stop }
     }
 }
 

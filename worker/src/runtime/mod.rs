@@ -23,6 +23,7 @@ pub mod runner;
 pub mod session;
 pub mod tail;
 pub mod trainer;
+pub mod upload;
 pub mod workspace;
 
 /// Unix milliseconds; for people, never for ordering.

@@ -31,7 +31,7 @@ use shared::{
         link::{Carrier, Description, Link, Port, answer_bulk, ports},
         peer::{ChannelSender, PeerOptions},
         store::Store,
-        transfer::{Outgoing, Pool, StepPort, receive, send},
+        transfer::{Outgoing, Pool, StepPort, send},
     },
 };
 use tokio::{
@@ -40,7 +40,11 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{jobs::Jobs, journal::JournalReader};
+use super::{
+    jobs::Jobs,
+    journal::JournalReader,
+    upload::{Upload, Uploads},
+};
 
 /// How long a client may take to say hello once it has proved itself.
 const HELLO: Duration = Duration::from_secs(10);
@@ -70,6 +74,8 @@ pub struct Desk {
     pub info: Arc<dyn Fn() -> WorkerInfo + Send + Sync>,
     /// The sessions that have a link, or had one in the last 90 s.
     pub present: Arc<Mutex<HashMap<SessionId, Present>>>,
+    /// Packages on their way in.
+    pub uploads: Uploads,
     /// Cancelled when the worker ends.
     pub stop: CancellationToken,
 }
@@ -406,11 +412,23 @@ impl Session {
         if let Err(failure) = awaited {
             return self.tell(ToClient::FileRefused(FileRefused { transfer, failure })).await;
         }
-        let steps = self.step_port(transfer);
         self.uploading.lock().expect("no panic happens under this lock").insert(meta.job.clone());
-        let upload =
-            Upload { desk: self.desk.clone(), owner: self.owner.clone(), pool: self.pool.clone(), uploading: self.uploading.clone() };
-        self.tasks.spawn(upload.run(meta, steps));
+        let (routes, out) = (self.steps.clone(), self.out.clone());
+        let give_way = move |failure| {
+            routes.lock().expect("no panic happens under this lock").remove(&transfer);
+            // A client that is gone hears nothing, and one that does not keep up sees its transfer end.
+            let _ = out.try_send(ToClient::FileRefused(FileRefused { transfer, failure }));
+        };
+        let turn = self.desk.uploads.take_over((self.owner.clone(), meta.manifest.id), Box::new(give_way));
+        let steps = self.step_port(transfer);
+        let upload = Upload {
+            store: self.desk.store.clone(),
+            jobs: self.desk.jobs.clone(),
+            owner: self.owner.clone(),
+            pool: self.pool.clone(),
+            uploading: self.uploading.clone(),
+        };
+        self.tasks.spawn(upload.run(meta, steps, turn));
         Ok(())
     }
 
@@ -508,43 +526,6 @@ async fn forward_bulk(connection: u32, mut theirs: Port, out: mpsc::Sender<ToCli
         if out.send(message).await.is_err() {
             return;
         }
-    }
-}
-
-/// A package on its way in.
-struct Upload {
-    desk: Desk,
-    owner: String,
-    pool: Pool,
-    uploading: Arc<Mutex<HashSet<JobId>>>,
-}
-
-impl Upload {
-    async fn run(self, meta: FileMeta, steps: StepPort) {
-        let job = meta.job.clone();
-        match self.receive(meta, steps).await {
-            Ok(()) => {
-                self.uploading.lock().expect("no panic happens under this lock").remove(&job);
-                tracing::info!(%job, "the package is whole");
-            }
-            Err(failure) => tracing::info!(%job, %failure, "the upload has ended early"),
-        }
-    }
-
-    async fn receive(&self, meta: FileMeta, steps: StepPort) -> Result<(), Failure> {
-        let (store, owner, summary, transfer, job) =
-            (self.desk.store.clone(), self.owner.clone(), meta.manifest, meta.transfer, meta.job.clone());
-        let begun = tokio::task::spawn_blocking(move || store.begin(&owner, &summary)).await;
-        let begun = match begun.map_err(|error| Failure::new(Code::Internal, format!("beginning a package ended unexpectedly: {error}")))? {
-            Ok(begun) => begun,
-            Err(failure) => {
-                let _ = steps.tx.send(Step::Refused(FileRefused { transfer, failure: failure.clone() })).await;
-                return Err(failure);
-            }
-        };
-        let package = receive(meta, begun, &self.pool, steps, watch::Sender::new(Progress::default())).await?;
-        let path: PathBuf = package.path().to_owned();
-        self.desk.jobs.uploaded(&job, &path)
     }
 }
 

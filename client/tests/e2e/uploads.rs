@@ -1,0 +1,81 @@
+//! Uploads that are broken off continue: nothing that was acknowledged is sent again.
+
+use serde_json::Value;
+
+use super::{lab::Lab, package::Steady, program::Program};
+
+/// Enough to be killed in the middle of it.
+const BALLAST: u64 = 200 << 20;
+
+fn heavy() -> Steady {
+    Steady { ballast: BALLAST, ..Steady::default() }
+}
+
+/// Waits until a quarter is at the worker; how many bytes have been acknowledged then.
+fn quarter_sent(client: &mut Program) -> u64 {
+    let event = client.wait_until("a quarter is sent", |event| {
+        event["type"] == "uploading" && 4 * event["done"].as_u64().unwrap() >= event["total"].as_u64().unwrap()
+    });
+    let (done, total) = (event["done"].as_u64().unwrap(), event["total"].as_u64().unwrap());
+    assert!(done < total, "the upload is over before it could be disturbed");
+    done
+}
+
+/// The most that this client has heard to be on the worker's disk.
+fn acknowledged(client: &Program) -> u64 {
+    client.all("uploading").into_iter().map(|event| event["done"].as_u64().unwrap()).max().unwrap_or_default()
+}
+
+fn assert_continues(plan: &Value, acknowledged: u64) {
+    let (bytes, there, to_send) = (&plan["bytes"], &plan["already_there"], plan["to_send"].as_u64().unwrap());
+    assert!(to_send <= BALLAST + 4096 - acknowledged, "{acknowledged} bytes were acknowledged: {plan}");
+    assert_eq!(bytes.as_u64().unwrap(), there.as_u64().unwrap() + to_send);
+}
+
+#[test]
+fn a_killed_client_continues_where_it_was() {
+    let lab = Lab::heavy();
+    let (_server, _worker) = lab.open();
+    let package = lab.package("heavy", &heavy());
+    let mut killed = lab.train(&package, &[]);
+    quarter_sent(&mut killed);
+    killed.kill9();
+    killed.drain();
+    let mut again = lab.train(&package, &[]);
+    assert_continues(&again.wait_for("plan"), acknowledged(&killed));
+    assert_eq!(again.exit_code(), 0);
+    again.whole_journal();
+    lab.assert_models_are_those_of(&lab.job(again.all("plan")[0]));
+}
+
+#[test]
+fn a_killed_agent_takes_the_upload_up_again() {
+    let lab = Lab::heavy();
+    let (_server, mut worker) = lab.open();
+    let invite = std::fs::read(lab.path("invite")).unwrap();
+    let mut client = lab.train(&lab.package("heavy", &heavy()), &[]);
+    let acknowledged = quarter_sent(&mut client);
+    worker.kill9();
+    worker.start_again();
+    client.wait_for("connected");
+    assert_continues(&client.wait_for("plan"), acknowledged);
+    assert_eq!(client.exit_code(), 0);
+    client.whole_journal();
+    assert_eq!(std::fs::read(lab.path("invite")).unwrap(), invite, "the same room and invite");
+    lab.assert_models_are_those_of(&lab.job(client.all("plan")[0]));
+}
+
+#[test]
+fn a_killed_server_does_not_disturb_an_upload() {
+    let lab = Lab::heavy();
+    let (mut server, _worker) = lab.open();
+    let mut client = lab.train(&lab.package("heavy", &heavy()), &[]);
+    quarter_sent(&mut client);
+    server.kill9();
+    client.wait_for("uploaded");
+    server.start_again();
+    let mut late = lab.watcher(&["watch"]);
+    assert_eq!((client.exit_code(), late.exit_code()), (0, 0));
+    assert!(client.all("disconnected").is_empty());
+    assert_eq!(client.whole_journal(), late.whole_journal());
+}
