@@ -2,7 +2,8 @@
 """A trainer that trains nothing, at a steady rate, for as long as a test needs it.
 
 `trainer_config.max_epochs` epochs of `trainer_config.batches` batches, `trainer_config.rate` batches a second; every
-epoch writes the model anew. It is silent for `trainer_config.late` seconds before it connects its sockets. It obeys a
+epoch writes the model anew. Each batch says when it was sent (`sent_at`, Unix seconds), so that a listener can tell how
+long it took. It is silent for `trainer_config.late` seconds before it connects its sockets. It obeys a
 stop as sleap-nn does: at the end of a batch, then the epoch's end, the model, `train_end`, exit 0.
 """
 
@@ -26,7 +27,7 @@ def main() -> None:
         for batch in range(batches):
             progress.event("batch_start", batch=batch)
             time.sleep(pause)
-            progress.event("batch_end", {"loss": 1 / (1 + epoch)}, epoch=epoch, batch=batch)
+            progress.event("batch_end", {"loss": 1 / (1 + epoch), "sent_at": time.time()}, epoch=epoch, batch=batch)
             stopped = progress.stop_requested()
             if stopped:
                 break

@@ -3,11 +3,12 @@
 use std::{
     ffi::OsStr,
     fs,
+    hash::{DefaultHasher, Hasher},
     io::{BufRead, BufReader, Read},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     thread,
     time::{Duration, Instant},
 };
@@ -434,27 +435,32 @@ pub(crate) fn until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
-/// One of the demo's packages: `folder`, `zip`, `pkg` or `plain-slp`. Made once; do not change it.
+/// One of the demo's packages: `folder`, `zip`, `pkg` or `plain-slp`. Made once for all test processes; do not change it.
 pub(crate) fn flies(kind: &str) -> PathBuf {
-    static MADE: OnceLock<PathBuf> = OnceLock::new();
-    let made = MADE.get_or_init(|| {
-        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("faults-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&place);
-        fs::create_dir_all(&place).unwrap();
-        for (kind, name) in [("folder", "flies"), ("zip", "flies.zip"), ("pkg", "flies.pkg.slp"), ("plain-slp", "plain.slp")] {
-            let mut command = Command::new(python());
-            command.arg(root().join("test_files/make_package.py")).args(["--frames", "8", "--kind", kind, "--output"]);
-            let output = command.arg(place.join(name)).output().unwrap();
-            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        }
-        place
-    });
-    made.join(match kind {
+    let (script, slp) = (root().join("test_files/make_package.py"), root().join("test_files/trainer/slp.py"));
+    let mut version = DefaultHasher::new();
+    version.write(&[fs::read(&script).unwrap(), fs::read(slp).unwrap()].concat());
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("flies-{:x}", version.finish())).join(kind);
+    // With the name that a user's file would have.
+    let name = Path::new(match kind {
         "folder" => "flies",
         "zip" => "flies.zip",
         "pkg" => "flies.pkg.slp",
         _ => "plain.slp",
-    })
+    });
+    if !place.exists() {
+        let own = place.with_extension(format!("new-{}-{:?}", std::process::id(), thread::current().id()));
+        fs::create_dir_all(&own).unwrap();
+        let mut command = Command::new(python());
+        command.arg(script).args(["--frames", "8", "--kind", kind, "--output"]).arg(own.join(name));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        if fs::rename(&own, &place).is_err() {
+            // Another test was faster.
+            fs::remove_dir_all(own).unwrap();
+        }
+    }
+    place.join(name)
 }
 
 /// The last lines of a long text.
