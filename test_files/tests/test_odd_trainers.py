@@ -37,6 +37,14 @@ def test_one_floods_at_its_rate_and_loses_nothing_itself(start):
     assert 1.9 < float(trainer.stdout().split()[-2]) < 4
 
 
+def test_one_outruns_its_own_queue_and_ends_well(start):
+    trainer = start(program=ODD / "drops.py")
+    assert trainer.finish() == 0, trainer.stderr()
+    batches = [message["batch"] for message in trainer.events("batch_end")]
+    assert batches[0] == 0 and batches[-1] == 49_999 and batches == sorted(set(batches))
+    assert trainer.messages[-1]["event"] == "train_end"
+
+
 def test_one_sends_garbage_between_good_messages(start):
     trainer = start(program=ODD / "garbage.py")
     assert trainer.finish() == 0, trainer.stderr()
