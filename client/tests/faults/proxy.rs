@@ -28,7 +28,8 @@ impl Proxy {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let route = Route { server: server.strip_prefix("http://").unwrap().to_owned(), meddle: Arc::new(Mutex::new(meddle)), seen: seen.clone() };
+        let route =
+            Route { server: server.strip_prefix("http://").unwrap().to_owned(), meddle: Arc::new(Mutex::new(meddle)), seen: seen.clone() };
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(route.clone().serve(stream));

@@ -118,7 +118,8 @@ fn a_stubborn_trainer_and_its_child_end_with_a_cancel() {
 }
 
 fn holds_file(folder: &Path, name: &str) -> bool {
-    fs::read_dir(folder).unwrap().flatten().any(|entry| {
-        entry.file_name() == name || entry.file_type().is_ok_and(|kind| kind.is_dir()) && holds_file(&entry.path(), name)
-    })
+    fs::read_dir(folder)
+        .unwrap()
+        .flatten()
+        .any(|entry| entry.file_name() == name || entry.file_type().is_ok_and(|kind| kind.is_dir()) && holds_file(&entry.path(), name))
 }
