@@ -31,13 +31,11 @@ use super::{
 use crate::{
     domain::{
         event::Event,
+        order::{End, Remote, TrainRequest, UserCommand},
         submission::{self, Package, Wishes},
         view::{Line, Stage, ViewOptions},
     },
-    runtime::{
-        package,
-        remote::{self, End, Remote, TrainRequest, UserCommand},
-    },
+    runtime::{package, remote},
 };
 
 /// Events on their way to the output.

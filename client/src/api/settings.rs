@@ -20,7 +20,7 @@ use shared::{
 };
 
 use super::{cli::Global, output};
-use crate::runtime::remote::Remote;
+use crate::domain::order::Remote;
 
 /// The environment variable with the invite.
 pub const INVITE_VARIABLE: &str = "WEBRTC_INVITE";

@@ -29,11 +29,8 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{
-    known_workers::{self, KnownWorkers, Trust},
-    remote::Remote,
-};
-use crate::domain::{event::Event, select};
+use super::known_workers::{self, KnownWorkers, Trust};
+use crate::domain::{event::Event, order::Remote, select};
 
 /// How long an absent worker is waited for before the first success.
 const FIRST_PATIENCE: Duration = Duration::from_secs(20);

@@ -9,7 +9,7 @@ use shared::{
 };
 use tokio::sync::watch;
 
-use super::drive::FetchTo;
+use crate::domain::order::FetchTo;
 
 /// Results that are in place.
 pub(super) struct Saved {

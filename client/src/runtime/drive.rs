@@ -9,7 +9,10 @@
 //! Everything that a new link repeats is safe to repeat: a job's id is its content, a command has an id of its own, the journal is
 //! asked for from the next seq, and a transfer sends only what is missing.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod ask;
+mod transfers;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use shared::{
@@ -20,35 +23,32 @@ use shared::{
         job::{Command, CommandState, JobEvent, JobSpec, JobState, JobStatus, Outcome},
         manifest::ManifestSummary,
         message::{
-            Accepted, Control, ControlState, FileMeta, Hello, JobList, JobRef, PROTOCOL, Progress as JournalProgress, Req, Request, Submit,
-            ToClient, ToWorker, Watch, Welcome,
+            Accepted, Control, ControlState, Hello, JobList, JobRef, PROTOCOL, Progress as JournalProgress, Req, Submit, ToClient,
+            ToWorker, Watch, Welcome,
         },
-        transfer::{Places, Progress},
+        transfer::Places,
     },
-    runtime::{
-        files::Source,
-        seal,
-        transfer::{Outgoing, send},
-    },
+    runtime::{files::Source, seal},
 };
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinSet,
-    time::{Instant, timeout},
-};
+use tokio::{sync::mpsc, time::Instant};
 
+use self::{
+    ask::{answer, list},
+    transfers::Transfers,
+};
 use super::{
     connect::Connector,
     conversation::{Conversation, Incoming},
-    download::{self, Saved},
-    remote::{End, Remote, UserCommand},
 };
-use crate::domain::{event::Event, job_choice};
+use crate::domain::{
+    event::Event,
+    job_choice,
+    order::{End, FetchTo, Remote, UserCommand},
+};
 
-/// How long the worker may take to answer a request.
-const ANSWER: Duration = Duration::from_secs(30);
-/// Between two reports of a transfer's progress.
-const REPORT: Duration = Duration::from_millis(100);
+const SUBMIT: Req = 2;
+const WATCH: Req = 3;
+const FETCH: Req = 4;
 
 /// A package, read and hashed, on its way to become a job.
 pub(super) struct Submission {
@@ -64,15 +64,6 @@ pub(super) struct Submission {
     pub(super) spec: JobSpec,
     /// Whether a job that ended already is to be run anew.
     pub(super) again: bool,
-}
-
-/// Where results go.
-#[derive(Clone)]
-pub(super) struct FetchTo {
-    /// The folder.
-    pub(super) output: PathBuf,
-    /// Whether files that are there and differ may be replaced.
-    pub(super) overwrite: bool,
 }
 
 /// When a command has what it wants.
@@ -129,24 +120,6 @@ pub(super) struct Known {
     saved: bool,
     /// The worker's free disk space when it was last asked, in bytes.
     disk_free: u64,
-}
-
-/// The transfers of one link.
-struct Transfers {
-    tasks: JoinSet<Result<Moved, Failure>>,
-    upload: watch::Receiver<Progress>,
-    download: watch::Receiver<Progress>,
-    uploading: Option<Instant>,
-    downloading: Option<Instant>,
-    /// Whether this link has asked for the results.
-    asked: bool,
-    planned: bool,
-    reported: Instant,
-}
-
-enum Moved {
-    Up,
-    Down(Saved),
 }
 
 impl Drive {
@@ -421,79 +394,6 @@ impl Drive {
         Ok(())
     }
 
-    fn start_download(&mut self, meta: FileMeta, talk: &Conversation, transfers: &mut Transfers) -> Result<(), Failure> {
-        let Some(fetch) = self.fetch.clone().filter(|_| transfers.asked && transfers.downloading.is_none()) else {
-            return Err(Failure::new(Code::InvalidRequest, "the worker sent results that were not asked for"));
-        };
-        transfers.downloading = Some(Instant::now());
-        let (progress_tx, progress) = watch::channel(Progress::default());
-        transfers.download = progress;
-        let (pool, steps) = (talk.pool(), talk.steps_of(meta.transfer));
-        transfers.tasks.spawn(async move { download::receive_results(meta, fetch, pool, steps, progress_tx).await.map(Moved::Down) });
-        Ok(())
-    }
-
-    async fn moved(
-        &mut self,
-        moved: Result<Result<Moved, Failure>, tokio::task::JoinError>,
-        transfers: &mut Transfers,
-        talk: &Conversation,
-    ) -> Result<(), Failure> {
-        let moved = moved.map_err(|error| Failure::new(Code::Internal, format!("a transfer ended unexpectedly: {error}")))??;
-        match moved {
-            Moved::Up => {
-                self.known.uploaded = true;
-                self.report_upload_now(transfers).await;
-                let began = transfers.uploading.take().unwrap_or_else(Instant::now);
-                let bytes = transfers.upload.borrow().needed_bytes;
-                self.tell(Event::Uploaded { bytes, elapsed_ms: began.elapsed().as_millis() as u64 }).await;
-            }
-            Moved::Down(saved) => {
-                self.known.saved = true;
-                let began = transfers.downloading.take().unwrap_or_else(Instant::now);
-                let elapsed_ms = began.elapsed().as_millis() as u64;
-                self.tell(Event::Downloaded { path: saved.path, files: saved.files, bytes: saved.bytes, elapsed_ms }).await;
-                talk.tell(ToWorker::Fetched(JobRef { req: FETCH, job: self.job()? })).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn report_upload(&mut self, transfers: &mut Transfers) {
-        if !transfers.planned || transfers.reported.elapsed() >= REPORT {
-            self.report_upload_now(transfers).await;
-        }
-    }
-
-    async fn report_upload_now(&mut self, transfers: &mut Transfers) {
-        transfers.reported = Instant::now();
-        let progress = *transfers.upload.borrow();
-        if !transfers.planned {
-            transfers.planned = true;
-            if let (Some(job), Some(submission)) = (&self.known.job, &self.submission) {
-                let plan = Event::Plan {
-                    job: job.clone(),
-                    known: false,
-                    files: submission.summary.files,
-                    bytes: progress.total_bytes,
-                    already_there: progress.total_bytes - progress.needed_bytes,
-                    to_send: progress.needed_bytes,
-                    disk_free: self.known.disk_free,
-                };
-                self.tell(plan).await;
-            }
-        }
-        self.tell(Event::Uploading { done: progress.acked_bytes, total: progress.needed_bytes }).await;
-    }
-
-    async fn report_download(&mut self, transfers: &mut Transfers) {
-        if transfers.reported.elapsed() >= REPORT {
-            transfers.reported = Instant::now();
-            let progress = *transfers.download.borrow();
-            self.tell(Event::Downloading { done: progress.acked_bytes, total: progress.needed_bytes }).await;
-        }
-    }
-
     fn queue(&mut self, command: UserCommand) -> Result<(), Failure> {
         let command = match command {
             UserCommand::Stop => Command::Stop,
@@ -555,84 +455,7 @@ impl Drive {
     }
 }
 
-impl Transfers {
-    fn new() -> Self {
-        let (_, upload) = watch::channel(Progress::default());
-        let (_, download) = watch::channel(Progress::default());
-        Transfers {
-            tasks: JoinSet::new(),
-            upload,
-            download,
-            uploading: None,
-            downloading: None,
-            asked: false,
-            planned: false,
-            reported: Instant::now(),
-        }
-    }
-
-    fn start_upload(&mut self, submission: &Submission, job: JobId, talk: &Conversation) -> Result<(), Failure> {
-        let reader = submission.source.reader(submission.places.manifest().clone())?;
-        let outgoing = Outgoing {
-            transfer: UPLOAD,
-            job,
-            summary: submission.summary,
-            encoded: submission.encoded.clone(),
-            places: submission.places.clone(),
-            reader: Box::new(reader),
-        };
-        let (progress_tx, progress) = watch::channel(Progress::default());
-        self.upload = progress;
-        self.uploading = Some(Instant::now());
-        let (pool, steps) = (talk.pool(), talk.steps_of(UPLOAD));
-        self.tasks.spawn(async move { send(outgoing, &pool, steps, &progress_tx).await.map(|()| Moved::Up) });
-        Ok(())
-    }
-
-    /// Waits for what is still under way: it ends by itself once its link is gone, and keeps what it has.
-    async fn end(mut self) {
-        let ending = async { while self.tasks.join_next().await.is_some() {} };
-        if timeout(Duration::from_secs(5), ending).await.is_err() {
-            tracing::warn!("a transfer did not end with its link");
-        }
-    }
-}
-
-const LIST: Req = 1;
-const SUBMIT: Req = 2;
-const WATCH: Req = 3;
-const FETCH: Req = 4;
-const UPLOAD: u32 = 1;
-
 /// A fresh command id.
 pub(super) fn command_id() -> Result<CommandId, Failure> {
     hex(&seal::random::<16>()?).parse()
-}
-
-async fn list(talk: &mut Conversation) -> Result<JobList, Failure> {
-    talk.tell(ToWorker::Jobs(Request { req: LIST })).await?;
-    answer(talk, |message| match message {
-        ToClient::JobList(list) => Some(Ok(list)),
-        ToClient::Refused(refused) if refused.req == LIST => Some(Err(refused.failure)),
-        _ => None,
-    })
-    .await
-}
-
-/// Waits for one answer; what else comes before it is of no use yet.
-async fn answer<T>(talk: &mut Conversation, mut take: impl FnMut(ToClient) -> Option<Result<T, Failure>>) -> Result<T, Failure> {
-    let waiting = async {
-        loop {
-            match talk.next().await {
-                Incoming::Message(message) => {
-                    if let Some(answer) = take(message) {
-                        return answer;
-                    }
-                }
-                Incoming::Journal(_) => {}
-                Incoming::Lost(failure) => return Err(failure),
-            }
-        }
-    };
-    timeout(ANSWER, waiting).await.unwrap_or_else(|_| Err(Failure::new(Code::NoConnection, "the worker does not answer")))
 }

@@ -1,14 +1,11 @@
 //! Everything that needs a worker: connecting, submitting, following, controlling, fetching.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use shared::{
     domain::{
         error::{Code, Failure},
-        id::JobId,
-        invite::Invite,
-        job::{Command, Outcome},
-        signal::IceServer,
+        job::Command,
         transfer::Places,
     },
     runtime::files::{ScanCache, Source},
@@ -18,81 +15,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     connect::Connector,
-    drive::{self, Drive, FetchTo, Submission, Until},
+    drive::{self, Drive, Submission, Until},
 };
 use crate::domain::{
     event::Event,
+    order::{End, FetchTo, Remote, TrainRequest, UserCommand},
     submission::{Package, PackageInput},
 };
 
 /// Bytes between two reports while a package is read.
 const SCAN_REPORT: u64 = 16 << 20;
-
-/// What every command needs.
-#[derive(Debug, Clone)]
-pub struct Remote {
-    /// The way to the room.
-    pub invite: Invite,
-    /// The worker to take, by name or peer id or a beginning of one; absent: the invite's own.
-    pub worker: Option<String>,
-    /// STUN and TURN servers besides those that the signaling server names.
-    pub ice_servers: Vec<IceServer>,
-    /// Local addresses to use; empty: all.
-    pub bind: Vec<SocketAddr>,
-    /// Use relays only, so that the peers do not learn each other's address.
-    pub relay_only: bool,
-    /// Where our key and the known workers lie.
-    pub config_dir: PathBuf,
-}
-
-/// What a user may say while a command runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UserCommand {
-    /// Finish the batch, validate, save, end.
-    Stop,
-    /// End the job now.
-    Cancel,
-    /// Leave the job alone and end this program.
-    Detach,
-}
-
-/// What `train` is to do.
-#[derive(Debug, Clone)]
-pub struct TrainRequest {
-    /// What to train on.
-    pub package: Package,
-    /// Where the results go.
-    pub output: PathBuf,
-    /// Whether files there may be replaced.
-    pub overwrite: bool,
-    /// Whether a finished job is run once more.
-    pub again: bool,
-    /// Leave once the package is uploaded.
-    pub detach: bool,
-    /// Whether to fetch the results at the end.
-    pub fetch: bool,
-}
-
-/// How a command ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
-    /// The job is over.
-    Finished {
-        /// Which.
-        job: JobId,
-        /// How.
-        outcome: Outcome,
-        /// One sentence.
-        message: String,
-    },
-    /// The job was left alone.
-    Detached {
-        /// Which.
-        job: JobId,
-    },
-    /// The question was answered, the command done.
-    Done,
-}
 
 /// Submits a package and follows its job to the end.
 ///

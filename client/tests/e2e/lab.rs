@@ -11,6 +11,7 @@ use std::{
 };
 
 use serde_json::Value;
+use shared::domain::manifest::Hash;
 use tempfile::TempDir;
 
 use super::{
@@ -39,7 +40,7 @@ pub(crate) struct Restartable {
 pub(crate) struct JobFiles(PathBuf);
 
 /// Hashes of the files below a folder, by their paths in it.
-pub(crate) type Hashes = BTreeMap<PathBuf, blake3::Hash>;
+pub(crate) type Hashes = BTreeMap<PathBuf, Hash>;
 
 impl Lab {
     /// A lab on this machine.
@@ -303,7 +304,7 @@ fn hashes(folder: &Path) -> Hashes {
             if path.is_dir() {
                 folders.push(path);
             } else {
-                let hash = blake3::hash(&std::fs::read(&path).unwrap());
+                let hash = Hash::of(&std::fs::read(&path).unwrap());
                 found.insert(path.strip_prefix(folder).unwrap().to_owned(), hash);
             }
         }

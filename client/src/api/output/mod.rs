@@ -21,13 +21,11 @@ use self::{
     json::Json,
     screen::{Look, Screen},
 };
-use crate::{
-    domain::{
-        event::Event,
-        text,
-        view::{Line, Stage, Tone, View, ViewOptions},
-    },
-    runtime::remote::{End, UserCommand},
+use crate::domain::{
+    event::Event,
+    order::{End, UserCommand},
+    text,
+    view::{Line, Stage, Tone, View, ViewOptions},
 };
 
 /// How many events are taken at a time.
