@@ -155,3 +155,28 @@ async fn whoever_relays_the_handshake_between_two_connections_breaks_it() {
     assert!(failure.code == Code::NotAuthentic && failure.message.contains("tampered"), "{failure}");
     assert!(middle.links.try_recv().is_err(), "the worker must not have a link");
 }
+
+/// Four that died while they connected kept everybody else out for half a minute.
+#[tokio::test]
+async fn a_client_that_left_the_room_frees_its_places_at_once() {
+    let (mut middle, client) = Middle::new();
+    let dialing = tokio::spawn(client.dial());
+    let Some(ToServer::Offer { sdp, .. }) = middle.from_client.recv().await else { panic!("an offer comes first") };
+    let sealer = Sealer::new(&middle.invite.secret, &middle.invite.room, middle.invite.grant);
+    let (me, worker) = (middle.client.clone(), middle.invite.worker.clone());
+    let sdp = sealer.open(&me, &worker, sdp.as_str().unwrap()).unwrap()["sdp"].clone();
+    for attempt in 0..=UNPROVEN {
+        let offer = sealer.seal(&me, &worker, &json!({"attempt": attempt.to_string(), "sdp": sdp})).unwrap();
+        middle.worker.handle(ToPeer::Offer { sender: me.clone(), sdp: offer.into() }, &loopback()).await;
+    }
+    let refusal = loop {
+        if let Some(ToServer::PeerMessage { payload, .. }) = middle.from_worker.recv().await {
+            break payload;
+        }
+    };
+    assert_eq!(refusal["refused"]["code"], "PEER_BUSY");
+    middle.worker.handle(ToPeer::PeerLeft { peer_id: me }, &loopback()).await;
+    let all = middle.worker.slots.acquire_many(UNPROVEN as u32);
+    assert!(timeout(Duration::from_secs(10), all).await.is_ok(), "places are still taken");
+    dialing.abort();
+}
