@@ -9,12 +9,12 @@ use std::{
 const WORKER: &str = "10.77.0.1";
 const CLIENT: &str = "10.77.0.2";
 
-/// An end of the cable.
+/// An end of the cable. The server stands at either.
 #[derive(Clone, Copy)]
 pub(crate) enum Side {
-    /// Server and worker.
+    /// The worker's.
     Worker,
-    /// Clients.
+    /// The clients'.
     Client,
 }
 
@@ -45,9 +45,12 @@ impl Cable {
         cable
     }
 
-    /// The address of the worker's side.
-    pub(crate) fn address(&self) -> &'static str {
-        WORKER
+    /// The address of a side.
+    pub(crate) fn address(&self, side: Side) -> &'static str {
+        match side {
+            Side::Worker => WORKER,
+            Side::Client => CLIENT,
+        }
     }
 
     /// From now on nothing passes.

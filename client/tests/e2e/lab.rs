@@ -25,6 +25,7 @@ pub(crate) struct Lab {
     folder: TempDir,
     address: String,
     cable: Option<Cable>,
+    server_side: Side,
     turn: Option<File>,
 }
 
@@ -49,7 +50,7 @@ impl Lab {
         static LABS: AtomicU32 = AtomicU32::new(1);
         let (process, lab) = (std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let address = format!("127.{}.{}.{}", 1 + process / 250 % 250, 1 + process % 250, lab);
-        Lab { folder: tempfile::tempdir().unwrap(), address, cable: None, turn: None }
+        Lab { folder: tempfile::tempdir().unwrap(), address, cable: None, server_side: Side::Worker, turn: None }
     }
 
     /// A lab that moves many bytes: one at a time, whatever runs the tests.
@@ -61,11 +62,12 @@ impl Lab {
         lab
     }
 
-    /// A lab whose people are at the other end of a cable.
-    pub(crate) fn with_cable() -> Self {
+    /// A lab with a cable between worker and clients, and the server on one side of it.
+    pub(crate) fn with_cable(server: Side) -> Self {
         let mut lab = Lab::heavy();
         let cable = Cable::new();
-        lab.address = cable.address().to_owned();
+        lab.address = cable.address(server).to_owned();
+        lab.server_side = server;
         lab.cable = Some(cable);
         lab
     }
@@ -78,7 +80,7 @@ impl Lab {
     /// The signaling server.
     pub(crate) fn server(&self) -> Restartable {
         let (address, data) = (format!("{}:8001", self.address), self.path("server"));
-        let base = self.base(Side::Worker, "webrtc-server", "server-home");
+        let base = self.base(self.server_side, "webrtc-server", "server-home");
         self.restartable("server", "listening", move || {
             let mut command = base();
             command.args(["--json", "--listen", &address, "--data-dir"]).arg(&data);

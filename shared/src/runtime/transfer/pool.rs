@@ -24,7 +24,7 @@ pub struct Connection {
     pub number: u32,
     /// Where frames go.
     pub sender: ChannelSender,
-    /// Cancelled when it is gone.
+    /// Cancelled when it is gone, and by whoever gives it up.
     pub lost: CancellationToken,
 }
 
@@ -92,6 +92,7 @@ impl Inner {
             tokio::select! {
                 () = self.stop.cancelled() => break,
                 () = bulk.carrier.lost() => break,
+                () = connection.lost.cancelled() => break,
                 frame = bulk.channel.recv() => match frame {
                     Some(frame) => self.deliver(bulk.number, frame).await,
                     None => break,

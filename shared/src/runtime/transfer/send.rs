@@ -1,11 +1,15 @@
 //! The sending side of a transfer.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
+    time::{Instant, sleep_until},
 };
 
 use super::{
@@ -23,6 +27,10 @@ use crate::{
     },
     runtime::files::ChunkReader,
 };
+
+/// Without an acknowledgement for so long while chunks are under way, the bulk connections are given up: whatever swallowed the
+/// chunks, others will bring them. A line of 70 kbit/s still brings a chunk in this time.
+const STALL: Duration = if cfg!(test) { Duration::from_secs(3) } else { Duration::from_secs(30) };
 
 /// Reads the chunks of a package; blocking, and called from one thread at a time.
 pub trait ReadChunk: Send + 'static {
@@ -193,13 +201,19 @@ impl Pump {
         let mut pumped: Vec<u32> = Vec::new();
         let mut ended = false;
         let mut again: Option<ChunkSetAssembly> = None;
+        let mut moved = Instant::now();
         loop {
             if self.decide(|sending| sending.is_complete()) && !ended {
                 ended = true;
                 tell(steps, Step::End(end.clone())).await?;
             }
             tokio::select! {
+                () = sleep_until(moved + STALL) => {
+                    moved = Instant::now();
+                    self.give_up_stalled(&connections.borrow());
+                }
                 changed = connections.changed() => {
+                    moved = Instant::now();
                     changed.map_err(|_| control_lost())?;
                     let present = connections.borrow_and_update().clone();
                     for connection in present {
@@ -215,6 +229,7 @@ impl Pump {
                 },
                 step = next(steps) => match step? {
                     Step::Ack(ack) => {
+                        moved = Instant::now();
                         self.decide(|sending| sending.acked(&ack.ranges))?;
                         progress.send_replace(self.progress());
                         self.more.notify_waiters();
@@ -232,6 +247,17 @@ impl Pump {
                     _ => return Err(out_of_order()),
                 },
             }
+        }
+    }
+
+    /// Nothing was acknowledged for a while: where chunks are under way, their connections carry nothing any more.
+    fn give_up_stalled(&self, connections: &[Connection]) {
+        if self.progress().in_flight == 0 {
+            return;
+        }
+        tracing::warn!(transfer = self.transfer, "nothing was acknowledged for {STALL:?}; the bulk connections are given up");
+        for connection in connections {
+            connection.lost.cancel();
         }
     }
 

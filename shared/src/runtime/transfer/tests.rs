@@ -251,31 +251,58 @@ async fn a_package_arrives_over_two_connections_and_never_twice() {
     assert_eq!(transfer(&from, &to, &store).await.unwrap(), 0);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_transfer_that_broke_goes_on_with_what_is_missing() {
-    let mut room = Room::new(|message| message);
-    let (from, to, _client, _worker) = pools(&mut room, 1).await;
-    let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(dir.path(), None).unwrap();
-    // The first try ends as soon as something is on disk.
+/// A transfer that is cut as soon as something is on disk.
+async fn broken_transfer(from: &Pool, to: &Pool, store: &Store) {
     let (ours, mut theirs) = step_ports();
     let sent = watch::Sender::new(Progress::default());
     let mut acked = sent.subscribe();
     let cut_sender = async {
         tokio::select! {
-            result = send(outgoing(), &from, ours, &sent) => panic!("it is cut before its end: {result:?}"),
+            result = send(outgoing(), from, ours, &sent) => panic!("it is cut before its end: {result:?}"),
             _ = acked.wait_for(|progress| progress.acked_bytes > 0) => {}
         }
     };
     let receiver = async {
         let Some(Step::Meta(meta)) = theirs.rx.recv().await else { panic!("it begins with an announcement") };
         let begun = store.begin("owner", &meta.manifest).unwrap();
-        receive(meta, begun, &to, theirs, watch::Sender::new(Progress::default())).await
+        receive(meta, begun, to, theirs, watch::Sender::new(Progress::default())).await
     };
     let ((), received) = tokio::join!(cut_sender, receiver);
     assert_eq!(received.unwrap_err().code, Code::NoConnection);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_that_broke_goes_on_with_what_is_missing() {
+    let mut room = Room::new(|message| message);
+    let (from, to, _client, _worker) = pools(&mut room, 1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), None).unwrap();
+    broken_transfer(&from, &to, &store).await;
     let rest = transfer(&from, &to, &store).await.unwrap();
     assert!(rest < 8 << 20, "what was acknowledged is not sent again: {rest}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_swallows_chunks_is_given_up_for_another() {
+    let mut room = Room::new(|message| message);
+    let (from, to, client, worker) = pools(&mut room, 1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), None).unwrap();
+    broken_transfer(&from, &to, &store).await;
+    let mut connections = from.connections();
+    connections.borrow()[0].lost.cancel();
+    connections.wait_for(Vec::is_empty).await.unwrap();
+    // Nobody reads what this one brings.
+    let (swallowing, _unread) = bulk_pair(2, &client, &worker).await;
+    from.add(swallowing);
+    let replace = async {
+        connections.wait_for(Vec::is_empty).await.unwrap();
+        let (ours, theirs) = bulk_pair(3, &client, &worker).await;
+        from.add(ours);
+        to.add(theirs);
+    };
+    let (rest, ()) = tokio::join!(transfer(&from, &to, &store), replace);
+    assert!(rest.unwrap() > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
