@@ -2,7 +2,7 @@
 """A trainer that trains nothing, at a steady rate, for as long as a test needs it.
 
 `trainer_config.max_epochs` epochs of `trainer_config.batches` batches, `trainer_config.rate` batches a second; every
-epoch writes the model anew. Each batch says when it was sent (`sent_at`, Unix seconds), so that a listener can tell how
+epoch writes the model anew (`trainer_config.model_bytes`). Each batch says when it was sent (`sent_at`, Unix seconds), so that a listener can tell how
 long it took. It is silent for `trainer_config.late` seconds before it connects its sockets. It obeys a
 stop as sleap-nn does: at the end of a batch, then the epoch's end, the model, `train_end`, exit 0.
 """
@@ -31,7 +31,7 @@ def main() -> None:
             stopped = progress.stop_requested()
             if stopped:
                 break
-        write_model(folder)
+        write_model(folder, config.integer("trainer_config.model_bytes", 100_000))
         progress.event("epoch_end", {"loss": 1 / (1 + epoch), "val/loss": 1 / (1 + epoch)}, epoch=epoch)
         if stopped:
             break

@@ -1,6 +1,12 @@
 //! Disks that are full, or become full in the middle.
 
-use std::{fs, io::Write, path::PathBuf, time::Instant};
+use std::{
+    fs,
+    io::Write,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use crate::stack::{Plan, Program, Said, Stack, Trainer, on_a_disk_of_its_own};
 
@@ -11,10 +17,22 @@ fn small_disk(size: &'static str) -> Stack {
     plan.start()
 }
 
+/// A folder as this program sees it, from outside its mount namespace.
+fn as_seen_by(program: &Program, folder: &Path) -> PathBuf {
+    Path::new(&format!("/proc/{}/root", program.id())).join(folder.strip_prefix("/").unwrap())
+}
+
 /// The worker's data directory, seen from outside its mount namespace.
 fn inside(stack: &Stack) -> PathBuf {
-    let root = format!("/proc/{}/root", stack.worker.as_ref().unwrap().id());
-    PathBuf::from(root).join(stack.worker_data().strip_prefix("/").unwrap())
+    as_seen_by(stack.worker.as_ref().unwrap(), &stack.worker_data())
+}
+
+/// A file that takes what is left of the disk of this folder.
+fn fill(folder: &Path) -> PathBuf {
+    let filler = folder.join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    while file.write_all(&[0; 1 << 16]).is_ok() {}
+    filler
 }
 
 /// The demo's package with so many bytes of video beside it.
@@ -54,16 +72,13 @@ fn a_disk_that_fills_in_the_middle_ends_the_upload_and_the_next_run_continues_it
     let package = big_package(&stack, 96 << 20);
     let first = upload(&stack, &package);
     first.event(|event| event["type"] == "uploading" && event["done"].as_u64() > Some(1 << 20));
-    let filler = inside(&stack).join("filler");
-    let mut other = fs::File::create(&filler).unwrap();
-    while other.write_all(&[0; 1 << 16]).is_ok() {}
+    let filler = fill(&inside(&stack));
     let full = Instant::now();
     let said = first.end();
     said.refuses(8, &["disk", "space"]);
     assert!(full.elapsed().as_secs() < 3, "{:?}", full.elapsed());
     assert!(!holds(&inside(&stack).join("store/packages"), "video.mp4"), "a part is visible as a package");
     assert!(!holds(&inside(&stack).join("jobs"), "video.mp4"), "a part is visible to a trainer");
-    drop(other);
     fs::remove_file(filler).unwrap();
     let second = upload(&stack, &package).end();
     assert_eq!(second.code, 0, "{}", second.stderr);
@@ -85,7 +100,33 @@ fn models_that_do_not_fit_here_stay_at_the_worker() {
     assert!(output.join("flies.centroid.n=8/best.ckpt").is_file());
 }
 
-fn holds(folder: &std::path::Path, name: &str) -> bool {
+#[test]
+fn a_disk_here_that_fills_in_the_middle_ends_the_download_and_nothing_is_lost() {
+    let stack = Plan::new(Trainer::Odd("steady")).start();
+    let (package, output) = (stack.package(1), stack.output());
+    let config = fs::read_to_string(format!("{package}/centroid.yaml")).unwrap();
+    let config = config.replace("max_epochs: 1", "max_epochs: 1\n  model_bytes: 80000000");
+    fs::write(format!("{package}/centroid.yaml"), config).unwrap();
+    fs::create_dir_all(&output).unwrap();
+    let args = ["train", &package, "--config", "centroid.yaml", "--output", output.to_str().unwrap()];
+    let train = Program::start(&mut on_a_disk_of_its_own(stack.client(&args), &output, "128m"));
+    train.event(|event| event["type"] == "downloading" && event["done"].as_u64() > Some(1 << 20));
+    // The disk goes with the last process that sees it; ours is open as long as this is.
+    let folder = fs::File::open(as_seen_by(&train, &output)).unwrap();
+    fill(&as_seen_by(&train, &output));
+    let full = Instant::now();
+    train.end().refuses(8, &["disk", "space"]);
+    assert!(full.elapsed().as_secs() < 3, "{:?}", full.elapsed());
+    let left = Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string());
+    assert!(
+        left.join("filler").exists() && !left.join("flies.centroid.n=8/best.ckpt").exists(),
+        "a part is visible under the whole's name"
+    );
+    assert_eq!(stack.run(&args).code, 0);
+    assert_eq!(fs::metadata(output.join("flies.centroid.n=8/best.ckpt")).unwrap().len(), 80_000_000);
+}
+
+fn holds(folder: &Path, name: &str) -> bool {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| (entry.file_name(), entry.path())).any(|(found, path)| found == name || path.is_dir() && holds(&path, name))
 }
