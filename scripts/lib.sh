@@ -117,3 +117,17 @@ build_programs() {
     (cd "$ROOT" && cargo build --quiet --locked --profile "$profile" --workspace --bins) >&2
     printf '%s/%s\n' "$(target_dir)" "$folder"
 }
+
+# need_link: what scripts/link calls.
+need_link() {
+    need_command unshare "it is in util-linux"
+    need_command nsenter "it is in util-linux"
+    command -v ip >/dev/null || ensure_debian iproute2
+}
+
+# build_link: builds the engine of scripts/link and prints its path.
+build_link() {
+    need_command cargo "see https://rustup.rs"
+    (cd "$ROOT" && cargo build --quiet --locked --release --package shared --example link) >&2
+    printf '%s/release/examples/link\n' "$(target_dir)"
+}
