@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -141,6 +143,15 @@ class Ours(Tool):
     def command(self, source: Path) -> list[str | Path]:
         return [self.options.bin_dir / "webrtc-client", "train", source, "--trainer", "bench", "--detach", "--json",
                 "--invite-file", self.folder / "invite", *self.ends.sender_bind]
+
+    def end(self) -> None:
+        # A job's runner outlives its worker on purpose; its trainer here is `true`, and nobody comes back for it.
+        runners = [pid for process in self._running for pid in tree(process.pid)[1:]]
+        super().end()
+        for pid in runners:
+            with contextlib.suppress(OSError):
+                if os.fsencode(self.folder) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
 
     def arrived(self) -> Path:
         for found in (self.folder / "worker").rglob("bench.yaml"):

@@ -12,6 +12,7 @@ use std::{
     error::Error,
     fs::File,
     io::{ErrorKind, Read, Write},
+    num::NonZero,
     os::{fd::AsFd, unix::net::UnixListener},
     sync::{
         Arc,
@@ -35,7 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: link RATE_BITS DELAY_US LOSS_PPM QUEUE_US SEED SOCKET <> TUN_A 1<> TUN_B; see scripts/link".into());
     };
     let settings = Settings {
-        rate: rate.parse()?,
+        rate: NonZero::new(rate.parse()?),
         delay: Duration::from_micros(delay.parse()?),
         loss_ppm: loss.parse()?,
         queue: Duration::from_micros(queue.parse()?),
@@ -58,8 +59,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// The link, the same in both directions.
 #[derive(Clone, Copy)]
 struct Settings {
-    /// Bits a second, headers of IP included; 0: no limit.
-    rate: u64,
+    /// Bits a second, headers of IP included; `None`: no limit.
+    rate: Option<NonZero<u64>>,
     /// From leaving the queue to arriving.
     delay: Duration,
     /// Packets lost at random, of a million.
@@ -150,13 +151,12 @@ struct Wire {
 impl Wire {
     /// When a packet of this length arrives that comes now; `None`: the queue is full.
     fn arrival(&mut self, now: Instant, length: usize) -> Option<Instant> {
-        // A rate of 0 is no limit: the packet is on the wire at once.
-        if let Some(nanoseconds) = (length as u64 * 8 * 1_000_000_000).checked_div(self.settings.rate) {
+        if let Some(rate) = self.settings.rate {
             let begin = self.free.max(now);
             if begin - now > self.settings.queue {
                 return None;
             }
-            self.free = begin + Duration::from_nanos(nanoseconds);
+            self.free = begin + Duration::from_nanos(length as u64 * 8 * 1_000_000_000 / rate);
         }
         Some(self.free.max(now) + self.settings.delay)
     }
@@ -180,7 +180,8 @@ mod tests {
 
     #[test]
     fn packets_leave_at_the_rate_and_a_full_queue_drops() {
-        let settings = Settings { rate: 8_000_000, delay: Duration::from_millis(20), loss_ppm: 0, queue: Duration::from_millis(2) };
+        let settings =
+            Settings { rate: NonZero::new(8_000_000), delay: Duration::from_millis(20), loss_ppm: 0, queue: Duration::from_millis(2) };
         let now = Instant::now();
         let mut wire = Wire { settings, free: now };
         // 1000 bytes take 1 ms at 8 Mbit/s.
