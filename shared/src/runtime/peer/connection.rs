@@ -222,11 +222,13 @@ impl PeerConnection {
     pub async fn route(&self) -> Option<Route> {
         let ice = self.inner.sctp().await?.transport().ice_transport();
         let pair = ice.get_selected_candidate_pair().await.ok()??;
+        let local = announced(pair.local(), &ice.get_local_candidates().await.unwrap_or_default());
+        let remote = announced(pair.remote(), &ice.get_remote_candidates().await.unwrap_or_default());
         let report = self.inner.get_stats(Instant::now(), StatsSelector::None).await;
         // The selected pair is the one that carries bytes; the report has no link between the two.
         let rtt =
             report.candidate_pairs().max_by_key(|pair| pair.bytes_sent + pair.bytes_received).map(|pair| pair.current_round_trip_time);
-        Some(route_of(pair.local(), pair.remote(), rtt.unwrap_or_default()))
+        Some(route_of(&local, &remote, rtt.unwrap_or_default()))
     }
 
     /// Closes the connection; what was not acknowledged is lost.
@@ -293,6 +295,14 @@ fn fingerprint_of(sdp: &str) -> Result<Fingerprint, Failure> {
     bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| refused("has a fingerprint that cannot be read"))
 }
 
+/// A peer-reflexive candidate is one whose check came before its announcement; once announced, it is what it was announced as.
+fn announced(candidate: &RTCIceCandidate, known: &[RTCIceCandidate]) -> RTCIceCandidate {
+    let same = |other: &&RTCIceCandidate| {
+        (&other.address, other.port) == (&candidate.address, candidate.port) && other.typ != RTCIceCandidateType::Prflx
+    };
+    known.iter().find(same).unwrap_or(candidate).clone()
+}
+
 fn route_of(local: &RTCIceCandidate, remote: &RTCIceCandidate, rtt: f64) -> Route {
     let show = |candidate: &RTCIceCandidate| format!("{} {}:{}", candidate.typ, candidate.address, candidate.port);
     let kinds = [local.typ, remote.typ];
@@ -356,7 +366,9 @@ mod tests {
         let (a_local, a_remote) = a.fingerprints().await.unwrap();
         assert_eq!(b.fingerprints().await.unwrap(), (a_remote, a_local));
         assert_ne!(a_local, a_remote);
-        assert_eq!(a.route().await.unwrap().kind, RouteKind::Direct);
+        for peer in [&a, &b] {
+            assert_eq!(peer.route().await.unwrap().kind, RouteKind::Direct);
+        }
         a.close().await;
         b.close().await;
     }
