@@ -2,6 +2,7 @@
 //!
 //! * [`event`]: what the runtime tells
 //! * [`view`]: events → what people see of them, as lines; [`text`], [`format`] and [`rate`] are its parts
+//! * [`growth`]: how many bulk connections a transfer should have
 //! * [`order`]: what a user wants, and how that ends
 //! * [`submission`]: what a package is and what is wrong with one
 //! * [`select`]: which worker of a room; [`job_choice`]: which job of a worker
@@ -9,6 +10,7 @@
 
 pub mod event;
 pub mod format;
+pub mod growth;
 pub mod job_choice;
 pub mod order;
 pub mod rate;

@@ -1,6 +1,8 @@
 //! What a user orders, and how an order ends.
 
-use std::{net::SocketAddr, path::PathBuf};
+// `core::net` has addresses and no sockets.
+use core::net::SocketAddr;
+use std::path::PathBuf;
 
 use shared::domain::{id::JobId, invite::Invite, job::Outcome, signal::IceServer};
 

@@ -12,12 +12,11 @@ use std::{
 use shared::{
     domain::{
         error::{Code, Failure},
-        id::Secret,
         message::{BulkCandidate, BulkSdp, Bye, Ping, Progress, Step, ToClient, ToWorker, TransferId},
         route::Route,
     },
     runtime::{
-        link::{Carrier, Description, Link, dial_bulk, ports},
+        link::{Carrier, Description, Link},
         peer::{Channel, ChannelSender, PeerOptions},
         transfer::{Pool, StepPort},
     },
@@ -27,6 +26,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::bulk::BulkDialer;
 
 /// Between two signs of life.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -72,14 +73,7 @@ impl Conversation {
         let carrier = Arc::new(carrier);
         let steps = Routes::default();
         let pool = Pool::default();
-        let bulk = Arc::new(BulkDialer {
-            key: proven.bulk_key,
-            options: options.clone(),
-            out: out.clone(),
-            ports: Mutex::default(),
-            pool: pool.clone(),
-            stop: stop.clone(),
-        });
+        let bulk = Arc::new(BulkDialer::new(proven.bulk_key, options.clone(), out.clone(), pool.clone(), stop.clone()));
         tokio::spawn(write(control.sender().clone(), outgoing, stop.clone()));
         let probe = Arc::new(Notify::new());
         let reader = Reader {
@@ -120,8 +114,13 @@ impl Conversation {
 
     /// The bulk connections; opens the first one.
     pub(super) fn pool(&self) -> Pool {
-        self.bulk.clone().keep_one();
+        self.keep_bulk(1);
         self.pool.clone()
+    }
+
+    /// From now on there are so many bulk connections, or as many as there were.
+    pub(super) fn keep_bulk(&self, connections: u32) {
+        self.bulk.clone().keep(connections);
     }
 
     /// The way that one transfer's steps take.
@@ -261,9 +260,13 @@ impl Reader {
                 self.probed = self.probed.filter(|(probe, _)| n < *probe);
                 Ok(())
             }
-            ToClient::BulkAnswer(BulkSdp { connection, sdp }) => self.bulk.hand_over(connection, Description::Answer(sdp)),
+            ToClient::BulkAnswer(BulkSdp { connection, sdp }) => {
+                self.bulk.hand_over(connection, Description::Answer(sdp));
+                Ok(())
+            }
             ToClient::BulkCandidate(BulkCandidate { connection, candidate }) => {
-                self.bulk.hand_over(connection, Description::Candidate(candidate))
+                self.bulk.hand_over(connection, Description::Candidate(candidate));
+                Ok(())
             }
             message => self.deliver(Incoming::Message(message)).await,
         }
@@ -271,82 +274,6 @@ impl Reader {
 
     async fn deliver(&self, incoming: Incoming) -> Result<(), Failure> {
         self.inbox.send(incoming).await.map_err(|_| lost("the conversation has ended"))
-    }
-}
-
-/// Opens bulk connections, described over the control connection.
-struct BulkDialer {
-    key: Secret<[u8; 32]>,
-    options: PeerOptions,
-    out: mpsc::Sender<ToWorker>,
-    ports: Mutex<HashMap<u32, mpsc::Sender<Description>>>,
-    pool: Pool,
-    stop: CancellationToken,
-}
-
-impl BulkDialer {
-    fn hand_over(&self, connection: u32, description: Description) -> Result<(), Failure> {
-        let port = self.ports.lock().expect("no panic happens under this lock").get(&connection).cloned();
-        if let Some(port) = port {
-            let _ = port.try_send(description);
-        }
-        Ok(())
-    }
-
-    /// Keeps one bulk connection open until the conversation ends; asked again, it does nothing.
-    fn keep_one(self: Arc<Self>) {
-        {
-            let mut ports = self.ports.lock().expect("no panic happens under this lock");
-            if !ports.is_empty() {
-                return;
-            }
-            // Holds the place until the first connection has its own.
-            ports.insert(0, mpsc::channel(1).0);
-        }
-        let stop = self.stop.clone();
-        tokio::spawn(async move { stop.run_until_cancelled(self.serve()).await });
-    }
-
-    async fn serve(&self) {
-        for number in 1u32.. {
-            match self.open(number).await {
-                Ok(()) => tracing::info!(number, "a bulk connection was lost; the next one is opened"),
-                Err(failure) => {
-                    tracing::info!(number, %failure, "a bulk connection could not be opened");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            }
-        }
-    }
-
-    /// Opens one connection and waits until it is lost.
-    async fn open(&self, number: u32) -> Result<(), Failure> {
-        let (ours, mut theirs) = ports();
-        self.ports.lock().expect("no panic happens under this lock").insert(number, theirs.tx.clone());
-        let out = self.out.clone();
-        let forward = async {
-            while let Some(description) = theirs.rx.recv().await {
-                let message = match description {
-                    Description::Offer(sdp) => ToWorker::BulkOffer(BulkSdp { connection: number, sdp }),
-                    Description::Candidate(candidate) => ToWorker::BulkCandidate(BulkCandidate { connection: number, candidate }),
-                    Description::Answer(_) | Description::Refused(_) => continue,
-                };
-                if out.send(message).await.is_err() {
-                    break;
-                }
-            }
-        };
-        let dialed = dial_bulk(number, &self.key, &self.options, ours);
-        let mut forward = std::pin::pin!(forward);
-        let bulk = tokio::select! {
-            bulk = dialed => bulk?,
-            () = &mut forward => return Err(lost("the control connection is gone")),
-        };
-        self.pool.add(bulk);
-        // The connection's end of the port closes with the connection.
-        forward.await;
-        self.ports.lock().expect("no panic happens under this lock").remove(&number);
-        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@
 mod ask;
 mod transfers;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use shared::{
@@ -30,7 +30,10 @@ use shared::{
     },
     runtime::{files::Source, seal},
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval},
+};
 
 use self::{
     ask::{answer, list},
@@ -46,6 +49,8 @@ use crate::domain::{
     order::{End, FetchTo, Remote, UserCommand},
 };
 
+/// Between two looks at how a transfer goes.
+const LOOK: Duration = Duration::from_millis(250);
 const SUBMIT: Req = 2;
 const WATCH: Req = 3;
 const FETCH: Req = 4;
@@ -180,11 +185,14 @@ impl Drive {
             Some(end) => return Ok(end),
             None => self.follow(talk, transfers).await?,
         }
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if let Some(end) = self.end_reached().await {
                 return Ok(end);
             }
             tokio::select! {
+                _ = look.tick(), if transfers.uploading.is_some() || transfers.downloading.is_some() => transfers.grow(talk),
                 incoming = talk.next() => self.handle(incoming, talk, transfers).await?,
                 () = self.connector.worker_left() => talk.probe(),
                 Some(moved) = transfers.tasks.join_next() => self.moved(moved, transfers, talk).await?,

@@ -2,7 +2,7 @@
 //!
 //! * [`package`]: a path that a user typed → a package that can be sent
 //! * [`known_workers`]: the keys of the workers met before
-//! * [`remote`]: everything that needs a worker: `connect` makes links, a `conversation` uses one, a `drive` wants something over as
+//! * [`remote`]: everything that needs a worker: `connect` makes links, a `conversation` uses one (with `bulk` connections), a `drive` wants something over as
 //!   many as it takes; `download` puts results in place
 
 pub mod known_workers;
@@ -10,6 +10,7 @@ pub mod package;
 pub mod remote;
 
 mod archive;
+mod bulk;
 mod connect;
 mod conversation;
 mod download;

@@ -31,6 +31,8 @@ use crate::domain::{
 
 /// How long a connection may take from offer to open channel.
 const ESTABLISH: Duration = Duration::from_secs(30);
+/// The receive window of every bulk connection but the first, in bytes.
+const FURTHER_WINDOW: u32 = 512 << 10;
 /// Offers that are answered at the same time before their senders have proved anything.
 const UNPROVEN: usize = 4;
 
@@ -451,7 +453,7 @@ impl Answering {
 /// # Errors
 /// [`Code::NoConnection`], [`Code::NotAuthentic`].
 pub async fn dial_bulk(number: u32, key: &Secret<[u8; 32]>, options: &PeerOptions, port: Port) -> Result<Bulk, Failure> {
-    let established = offer(options, &BULK_CHANNELS, port).await?;
+    let established = offer(&bulk_options(number, options), &BULK_CHANNELS, port).await?;
     prove_bulk(established, number, key, Side::Client).await
 }
 
@@ -460,8 +462,15 @@ pub async fn dial_bulk(number: u32, key: &Secret<[u8; 32]>, options: &PeerOption
 /// # Errors
 /// [`Code::NoConnection`], [`Code::NotAuthentic`].
 pub async fn answer_bulk(number: u32, key: &Secret<[u8; 32]>, options: &PeerOptions, sdp: String, port: Port) -> Result<Bulk, Failure> {
-    let established = answer(options, &BULK_CHANNELS, sdp, port).await?;
+    let established = answer(&bulk_options(number, options), &BULK_CHANNELS, sdp, port).await?;
     prove_bulk(established, number, key, Side::Worker).await
+}
+
+/// The first bulk connection has the wide window that a short path needs; the others share a long path's queue, which several wide
+/// windows would overrun while they start.
+fn bulk_options(number: u32, options: &PeerOptions) -> PeerOptions {
+    let receive_window = (number > 1).then_some(FURTHER_WINDOW);
+    PeerOptions { receive_window, ..options.clone() }
 }
 
 async fn prove_bulk(established: Established, number: u32, key: &Secret<[u8; 32]>, side: Side) -> Result<Bulk, Failure> {

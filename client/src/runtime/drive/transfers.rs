@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{Drive, FETCH, Submission};
 use crate::{
-    domain::event::Event,
+    domain::{event::Event, growth::Growth},
     runtime::{
         conversation::Conversation,
         download::{self, Saved},
@@ -41,6 +41,7 @@ pub(super) struct Transfers {
     pub(super) asked: bool,
     planned: bool,
     reported: Instant,
+    growth: Growth,
 }
 
 pub(super) enum Moved {
@@ -61,6 +62,7 @@ impl Transfers {
             asked: false,
             planned: false,
             reported: Instant::now(),
+            growth: Growth::default(),
         }
     }
 
@@ -82,6 +84,16 @@ impl Transfers {
         Ok(())
     }
 
+    /// Has as many bulk connections as the transfer under way needs.
+    pub(super) fn grow(&mut self, talk: &Conversation) {
+        let (began, progress) = match (self.uploading, self.downloading) {
+            (Some(began), _) => (began, *self.upload.borrow()),
+            (None, Some(began)) => (began, *self.download.borrow()),
+            (None, None) => return,
+        };
+        talk.keep_bulk(self.growth.handle_progress(began.elapsed(), progress.acked_bytes));
+    }
+
     /// Waits for what is still under way: it ends by itself once its link is gone, and keeps what it has.
     pub(super) async fn end(mut self) {
         let ending = async { while self.tasks.join_next().await.is_some() {} };
@@ -97,6 +109,7 @@ impl Drive {
             return Err(Failure::new(Code::InvalidRequest, "the worker sent results that were not asked for"));
         };
         transfers.downloading = Some(Instant::now());
+        transfers.growth = Growth::default();
         let (progress_tx, progress) = watch::channel(Progress::default());
         transfers.download = progress;
         let (pool, steps) = (talk.pool(), talk.steps_of(meta.transfer));

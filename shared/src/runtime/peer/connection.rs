@@ -42,6 +42,8 @@ pub struct PeerOptions {
     pub bind: Vec<SocketAddr>,
     /// Use relayed candidates only.
     pub relay_only: bool,
+    /// The SCTP receive window in bytes; absent: as wide as the socket buffers allow.
+    pub receive_window: Option<u32>,
 }
 
 /// A negotiated channel (RFC 8832 §4, without the handshake): both sides create it with the same id.
@@ -136,7 +138,7 @@ impl PeerConnection {
         let bind: Vec<SocketAddr> = if options.bind.is_empty() { vec![SocketAddr::from(([0, 0, 0, 0], 0))] } else { options.bind.clone() };
         let builder = PeerConnectionBuilder::new()
             .with_configuration(configuration(options))
-            .with_setting_engine(settings())
+            .with_setting_engine(settings(options.receive_window))
             .with_handler(Arc::new(handler))
             .with_runtime(Arc::new(BufferedRuntime::new()))
             .with_udp_addrs(bind)
@@ -262,8 +264,8 @@ fn configuration(options: &PeerOptions) -> webrtc::peer_connection::RTCConfigura
     RTCConfigurationBuilder::new().with_ice_servers(servers).with_ice_transport_policy(policy).build()
 }
 
-fn settings() -> webrtc::peer_connection::SettingEngine {
-    let window = if granted_receive_buffer() >= NARROW_BUFFER { 2 << 20 } else { 1 << 20 };
+fn settings(receive_window: Option<u32>) -> webrtc::peer_connection::SettingEngine {
+    let window = receive_window.unwrap_or(if granted_receive_buffer() >= NARROW_BUFFER { 2 << 20 } else { 1 << 20 });
     SettingEngineBuilder::new()
         .with_multicast_dns_mode(MulticastDnsMode::Disabled)
         .with_sctp_max_receive_buffer_size(window)

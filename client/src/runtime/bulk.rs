@@ -1,0 +1,129 @@
+//! Bulk connections of a conversation, described over its control connection.
+//!
+//! As many are kept as were asked for: each place has a task that opens a connection, waits until it is lost, and opens the next.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use shared::{
+    domain::{
+        error::{Code, Failure},
+        id::Secret,
+        message::{BulkCandidate, BulkSdp, ToWorker},
+    },
+    runtime::{
+        link::{Description, dial_bulk, ports},
+        peer::PeerOptions,
+        transfer::Pool,
+    },
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Between two tries of a place.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Opens bulk connections.
+pub(super) struct BulkDialer {
+    key: Secret<[u8; 32]>,
+    options: PeerOptions,
+    out: mpsc::Sender<ToWorker>,
+    pool: Pool,
+    stop: CancellationToken,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Places that have a task.
+    places: u32,
+    /// The last number that was given to a connection.
+    last: u32,
+    /// Where descriptions for a connection go while it lives.
+    ports: HashMap<u32, mpsc::Sender<Description>>,
+}
+
+impl BulkDialer {
+    pub(super) fn new(
+        key: Secret<[u8; 32]>,
+        options: PeerOptions,
+        out: mpsc::Sender<ToWorker>,
+        pool: Pool,
+        stop: CancellationToken,
+    ) -> Self {
+        BulkDialer { key, options, out, pool, stop, state: Mutex::default() }
+    }
+
+    /// What the worker says of a connection.
+    pub(super) fn hand_over(&self, connection: u32, description: Description) {
+        let port = self.with_state(|state| state.ports.get(&connection).cloned());
+        if let Some(port) = port {
+            let _ = port.try_send(description);
+        }
+    }
+
+    /// Keeps so many connections open until the conversation ends; never fewer than before.
+    pub(super) fn keep(self: Arc<Self>, connections: u32) {
+        let new = self.with_state(|state| {
+            let new = connections.saturating_sub(state.places);
+            state.places += new;
+            new
+        });
+        for _ in 0..new {
+            let (dialer, stop) = (self.clone(), self.stop.clone());
+            tokio::spawn(async move { stop.run_until_cancelled(dialer.serve()).await });
+        }
+    }
+
+    async fn serve(&self) {
+        loop {
+            let number = self.with_state(|state| {
+                state.last += 1;
+                state.last
+            });
+            let opened = self.open(number).await;
+            self.with_state(|state| state.ports.remove(&number));
+            match opened {
+                Ok(()) => tracing::info!(number, "a bulk connection was lost; the next one is opened"),
+                Err(failure) => {
+                    tracing::info!(number, %failure, "a bulk connection could not be opened");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Opens one connection and waits until it is lost.
+    async fn open(&self, number: u32) -> Result<(), Failure> {
+        let (ours, mut theirs) = ports();
+        self.with_state(|state| state.ports.insert(number, theirs.tx.clone()));
+        let forward = async {
+            while let Some(description) = theirs.rx.recv().await {
+                let message = match description {
+                    Description::Offer(sdp) => ToWorker::BulkOffer(BulkSdp { connection: number, sdp }),
+                    Description::Candidate(candidate) => ToWorker::BulkCandidate(BulkCandidate { connection: number, candidate }),
+                    Description::Answer(_) | Description::Refused(_) => continue,
+                };
+                if self.out.send(message).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let mut forward = std::pin::pin!(forward);
+        let bulk = tokio::select! {
+            bulk = dial_bulk(number, &self.key, &self.options, ours) => bulk?,
+            () = &mut forward => return Err(Failure::new(Code::NoConnection, "the control connection is gone")),
+        };
+        self.pool.add(bulk);
+        // The connection's end of the port closes with the connection.
+        forward.await;
+        Ok(())
+    }
+
+    fn with_state<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.state.lock().expect("no panic happens under this lock"))
+    }
+}
