@@ -5,8 +5,10 @@
 //! * a journal has one writer at a time: the agent before and after its runner, the runner in between
 //! * at start, runners that are alive are taken up again, and jobs whose runner is gone are ended with the reason
 
+mod table;
+
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::HashSet,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -24,16 +26,14 @@ use shared::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::table::{Job, RunnerEnd, Table};
 use super::{
-    journal::{self, Journal},
-    now_ms,
-    runner::{self, Attached, End, RunnerHandle},
+    journal, now_ms,
+    runner::{self, Attached, End},
     workspace::{Ended, JobDir, JobRecord, Workspace},
 };
-use crate::domain::{package, trainer::TrainerSettings};
+use crate::domain::trainer::TrainerSettings;
 
-/// How long a job that still uploads keeps its place after its client went.
-const LEASE: Duration = Duration::from_secs(90);
 /// Jobs that may wait or run at the same time.
 const MAX_ACTIVE: usize = 100;
 
@@ -51,26 +51,6 @@ struct Inner {
     table: Mutex<Table>,
     tasks: TaskTracker,
     stop: CancellationToken,
-}
-
-#[derive(Default)]
-struct Table {
-    /// By order of submission.
-    queue: BTreeMap<u64, JobId>,
-    jobs: HashMap<JobId, Job>,
-}
-
-struct Job {
-    dir: JobDir,
-    record: JobRecord,
-    status: watch::Sender<JobStatus>,
-    /// The journal's last seq; the job's own sender, whoever writes the journal.
-    appended: watch::Sender<u64>,
-    runner: Option<Arc<RunnerHandle>>,
-    /// When the client of an unfinished upload was last here.
-    left_at: Option<Instant>,
-    /// Whether a task supervises it.
-    started: bool,
 }
 
 impl Jobs {
@@ -179,14 +159,7 @@ impl Jobs {
             return Ok(());
         }
         job.dir.link_package(package)?;
-        let planned = job.dir.package_files().and_then(|files| {
-            package::plan(
-                &files,
-                &mut |path| job.dir.package_file(path, crate::domain::config::MAX_CONFIG),
-                &job.record.spec,
-                &self.inner.settings,
-            )
-        });
+        let planned = job.dir.plan(&job.record.spec, &self.inner.settings);
         match planned {
             Ok(_) => job.set_state(JobState::Queued { ahead: 0 })?,
             Err(failure) => job.end_by_agent(Outcome::Failed, &failure.message)?,
@@ -485,116 +458,5 @@ impl Jobs {
             }
         };
         RunnerEnd { ended, results }
-    }
-}
-
-/// How a runner ended, and what it left behind.
-struct RunnerEnd {
-    ended: Ended,
-    results: Option<Manifest>,
-}
-
-impl Table {
-    fn job(&self, id: &JobId) -> Result<&Job, Failure> {
-        self.jobs.get(id).ok_or_else(|| unknown(id))
-    }
-
-    fn job_mut(&mut self, id: &JobId) -> Result<&mut Job, Failure> {
-        self.jobs.get_mut(id).ok_or_else(|| unknown(id))
-    }
-
-    fn next_order(&self) -> u64 {
-        self.queue.last_key_value().map_or(1, |(order, _)| order + 1)
-    }
-
-    /// A job whose client stayed away too long during its upload goes to the end of the queue.
-    fn renew_place(&mut self, id: &JobId) -> Result<(), Failure> {
-        let next = self.next_order();
-        let job = self.job_mut(id)?;
-        let lapsed = job.left_at.take().is_some_and(|left| left.elapsed() > LEASE);
-        if job.record.state == JobState::Uploading && lapsed && job.record.order + 1 != next {
-            let old = std::mem::replace(&mut job.record.order, next);
-            job.dir.set_record(&job.record)?;
-            self.queue.remove(&old);
-            self.queue.insert(next, id.clone());
-        }
-        Ok(())
-    }
-
-    fn status_of(&self, job: &Job) -> JobStatus {
-        let JobRecord { job: id, spec, state, submitted_at, message, results, .. } = job.record.clone();
-        let state = match state {
-            JobState::Queued { .. } => {
-                let before =
-                    |other: &&Job| other.record.order < job.record.order && !other.is_over() && other.record.state != JobState::Uploading;
-                JobState::Queued { ahead: self.jobs.values().filter(before).count() as u32 }
-            }
-            state => state,
-        };
-        JobStatus { job: id, name: spec.name, state, last_seq: *job.appended.borrow(), submitted_at, message, results }
-    }
-}
-
-fn unknown(id: &JobId) -> Failure {
-    Failure::new(Code::JobNotFound, format!("this worker has no job {id}; 'webrtc-client status' lists those that it has"))
-}
-
-impl Job {
-    fn new(dir: JobDir, record: JobRecord, last_seq: u64) -> Self {
-        let JobRecord { job, spec, state, submitted_at, message, results, .. } = record.clone();
-        let status = JobStatus { job, name: spec.name, state, last_seq, submitted_at, message, results };
-        Job {
-            dir,
-            record,
-            status: watch::Sender::new(status),
-            appended: watch::Sender::new(last_seq),
-            runner: None,
-            left_at: None,
-            started: false,
-        }
-    }
-
-    fn id(&self) -> JobId {
-        self.record.job.clone()
-    }
-
-    fn is_over(&self) -> bool {
-        matches!(self.record.state, JobState::Ended { .. })
-    }
-
-    /// The one door for every change of state.
-    fn set_state(&mut self, state: JobState) -> Result<(), Failure> {
-        tracing::info!(job = %self.record.job, from = ?self.record.state, to = ?state, "a job's state");
-        self.record.state = state;
-        if self.is_over() {
-            self.record.ended_at.get_or_insert(now_ms() / 1000);
-        }
-        self.dir.set_record(&self.record)
-    }
-
-    /// Appends to the journal; only while no runner does.
-    fn append(&mut self, event: JobEvent) -> Result<(), Failure> {
-        let seq = Journal::open(&self.dir.journal())?.append(now_ms(), [event])?;
-        self.appended.send_replace(seq);
-        Ok(())
-    }
-
-    /// Ends a job that no runner has ended.
-    fn end_by_agent(&mut self, outcome: Outcome, message: &str) -> Result<(), Failure> {
-        self.append(JobEvent::JobEnded { outcome, message: message.to_owned() })?;
-        self.record.message = message.to_owned();
-        self.set_state(JobState::Ended { outcome })
-    }
-
-    /// Takes over what the runner says at its end.
-    fn finish(&mut self, end: RunnerEnd) -> Result<(), Failure> {
-        if let Some(manifest) = end.results {
-            let encoded = manifest.encode();
-            self.dir.set_results_manifest(&encoded)?;
-            self.record.results = Some(manifest.summary(&encoded));
-        }
-        self.record.message = end.ended.message;
-        self.appended.send_replace(end.ended.last_seq);
-        self.set_state(JobState::Ended { outcome: end.ended.outcome })
     }
 }

@@ -13,6 +13,7 @@
 //! * the agent: [`agent`] keeps the worker in its [`room`]; [`jobs`] is the queue; [`session`] serves one client's link
 
 pub mod agent;
+mod follow;
 pub mod gpu;
 pub mod jobs;
 pub mod journal;

@@ -7,7 +7,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -18,11 +17,11 @@ use shared::{
         error::{Code, Failure},
         id::{CommandId, JobId, PeerId, SessionId, hex},
         invite::Grant,
-        job::{JobEvent, JobState},
+        job::JobState,
         manifest::Manifest,
         message::{
-            Accepted, BulkCandidate, BulkSdp, Bye, CaughtUp, Control, ControlState, FileMeta, FileRefused, Hello, JobList, JobRef,
-            PROTOCOL, Refused, Req, Step, Submit, ToClient, ToWorker, TransferId, Watch, Welcome, WorkerInfo,
+            Accepted, BulkCandidate, BulkSdp, Bye, Control, ControlState, FileMeta, FileRefused, Hello, JobList, JobRef, PROTOCOL, Refused,
+            Req, Step, Submit, ToClient, ToWorker, TransferId, Watch, Welcome, WorkerInfo,
         },
         transfer::{Places, Progress},
     },
@@ -41,8 +40,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    follow::{follow, report_command},
     jobs::Jobs,
-    journal::JournalReader,
     upload::{Upload, Uploads},
 };
 
@@ -58,8 +57,6 @@ const HELD: Duration = Duration::from_secs(90);
 const MAX_FOLLOWED: usize = 32;
 /// Bulk connections of one client.
 const MAX_BULK: usize = 16;
-/// Journal entries that are read at once.
-const READ_AHEAD: usize = 256;
 /// The first transfer number on the worker's side.
 const FIRST_TRANSFER: TransferId = 1 << 31;
 
@@ -525,67 +522,6 @@ async fn forward_bulk(connection: u32, mut theirs: Port, out: mpsc::Sender<ToCli
         };
         if out.send(message).await.is_err() {
             return;
-        }
-    }
-}
-
-/// Sends a journal from a seq on, to its end.
-async fn follow(
-    path: PathBuf,
-    mut appended: watch::Receiver<u64>,
-    job: JobId,
-    from: u64,
-    progress: ChannelSender,
-    out: mpsc::Sender<ToClient>,
-) -> Result<(), Failure> {
-    let mut reader = JournalReader::from_seq(&path, from)?;
-    let mut caught_up = false;
-    loop {
-        if !caught_up && reader.next_seq() > *appended.borrow() {
-            caught_up = true;
-            let seq = reader.next_seq() - 1;
-            let _ = out.send(ToClient::CaughtUp(CaughtUp { job: job.clone(), seq })).await;
-        }
-        let entries = reader.wait(&mut appended, READ_AHEAD).await?;
-        if entries.is_empty() {
-            return Ok(());
-        }
-        for entry in entries {
-            let last = matches!(entry.event, JobEvent::JobEnded { .. });
-            progress.send_text(&ToClient::journal(job.clone(), entry).encode()).await?;
-            if last {
-                return Ok(());
-            }
-        }
-    }
-}
-
-/// Tells the client how far one command is, from the journal, to its end.
-async fn report_command(
-    path: PathBuf,
-    mut appended: watch::Receiver<u64>,
-    job: JobId,
-    wanted: CommandId,
-    out: mpsc::Sender<ToClient>,
-) -> Result<(), Failure> {
-    use shared::domain::job::CommandState;
-    let mut reader = JournalReader::from_seq(&path, 1)?;
-    loop {
-        let entries = reader.wait(&mut appended, READ_AHEAD).await?;
-        if entries.is_empty() {
-            return Ok(());
-        }
-        for entry in entries {
-            match entry.event {
-                JobEvent::CommandAdvanced { id, state, message, .. } if id == wanted => {
-                    let told = out.send(ToClient::ControlState(ControlState { job: job.clone(), id, state, message })).await;
-                    if told.is_err() || matches!(state, CommandState::Observed | CommandState::Refused) {
-                        return Ok(());
-                    }
-                }
-                JobEvent::JobEnded { .. } => return Ok(()),
-                _ => {}
-            }
         }
     }
 }

@@ -1,0 +1,156 @@
+//! The table of jobs: each job's record and watchers, their order, and every change of a job's state.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use shared::domain::{
+    error::{Code, Failure},
+    id::JobId,
+    job::{JobEvent, JobState, JobStatus, Outcome},
+    manifest::Manifest,
+};
+use tokio::{sync::watch, time::Instant};
+
+use crate::runtime::{
+    journal::Journal,
+    now_ms,
+    runner::RunnerHandle,
+    workspace::{Ended, JobDir, JobRecord},
+};
+
+/// How long a job that still uploads keeps its place after its client went.
+const LEASE: Duration = Duration::from_secs(90);
+
+#[derive(Default)]
+pub(super) struct Table {
+    /// By order of submission.
+    pub(super) queue: BTreeMap<u64, JobId>,
+    pub(super) jobs: HashMap<JobId, Job>,
+}
+
+pub(super) struct Job {
+    pub(super) dir: JobDir,
+    pub(super) record: JobRecord,
+    pub(super) status: watch::Sender<JobStatus>,
+    /// The journal's last seq; the job's own sender, whoever writes the journal.
+    pub(super) appended: watch::Sender<u64>,
+    pub(super) runner: Option<Arc<RunnerHandle>>,
+    /// When the client of an unfinished upload was last here.
+    pub(super) left_at: Option<Instant>,
+    /// Whether a task supervises it.
+    pub(super) started: bool,
+}
+
+/// How a runner ended, and what it left behind.
+pub(super) struct RunnerEnd {
+    pub(super) ended: Ended,
+    pub(super) results: Option<Manifest>,
+}
+
+impl Table {
+    pub(super) fn job(&self, id: &JobId) -> Result<&Job, Failure> {
+        self.jobs.get(id).ok_or_else(|| unknown(id))
+    }
+
+    pub(super) fn job_mut(&mut self, id: &JobId) -> Result<&mut Job, Failure> {
+        self.jobs.get_mut(id).ok_or_else(|| unknown(id))
+    }
+
+    pub(super) fn next_order(&self) -> u64 {
+        self.queue.last_key_value().map_or(1, |(order, _)| order + 1)
+    }
+
+    /// A job whose client stayed away too long during its upload goes to the end of the queue.
+    pub(super) fn renew_place(&mut self, id: &JobId) -> Result<(), Failure> {
+        let next = self.next_order();
+        let job = self.job_mut(id)?;
+        let lapsed = job.left_at.take().is_some_and(|left| left.elapsed() > LEASE);
+        if job.record.state == JobState::Uploading && lapsed && job.record.order + 1 != next {
+            let old = std::mem::replace(&mut job.record.order, next);
+            job.dir.set_record(&job.record)?;
+            self.queue.remove(&old);
+            self.queue.insert(next, id.clone());
+        }
+        Ok(())
+    }
+
+    pub(super) fn status_of(&self, job: &Job) -> JobStatus {
+        let JobRecord { job: id, spec, state, submitted_at, message, results, .. } = job.record.clone();
+        let state = match state {
+            JobState::Queued { .. } => {
+                let before =
+                    |other: &&Job| other.record.order < job.record.order && !other.is_over() && other.record.state != JobState::Uploading;
+                JobState::Queued { ahead: self.jobs.values().filter(before).count() as u32 }
+            }
+            state => state,
+        };
+        JobStatus { job: id, name: spec.name, state, last_seq: *job.appended.borrow(), submitted_at, message, results }
+    }
+}
+
+fn unknown(id: &JobId) -> Failure {
+    Failure::new(Code::JobNotFound, format!("this worker has no job {id}; 'webrtc-client status' lists those that it has"))
+}
+
+impl Job {
+    pub(super) fn new(dir: JobDir, record: JobRecord, last_seq: u64) -> Self {
+        let JobRecord { job, spec, state, submitted_at, message, results, .. } = record.clone();
+        let status = JobStatus { job, name: spec.name, state, last_seq, submitted_at, message, results };
+        Job {
+            dir,
+            record,
+            status: watch::Sender::new(status),
+            appended: watch::Sender::new(last_seq),
+            runner: None,
+            left_at: None,
+            started: false,
+        }
+    }
+
+    pub(super) fn id(&self) -> JobId {
+        self.record.job.clone()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.record.state, JobState::Ended { .. })
+    }
+
+    /// The one door for every change of state.
+    pub(super) fn set_state(&mut self, state: JobState) -> Result<(), Failure> {
+        tracing::info!(job = %self.record.job, from = ?self.record.state, to = ?state, "a job's state");
+        self.record.state = state;
+        if self.is_over() {
+            self.record.ended_at.get_or_insert(now_ms() / 1000);
+        }
+        self.dir.set_record(&self.record)
+    }
+
+    /// Appends to the journal; only while no runner does.
+    pub(super) fn append(&mut self, event: JobEvent) -> Result<(), Failure> {
+        let seq = Journal::open(&self.dir.journal())?.append(now_ms(), [event])?;
+        self.appended.send_replace(seq);
+        Ok(())
+    }
+
+    /// Ends a job that no runner has ended.
+    pub(super) fn end_by_agent(&mut self, outcome: Outcome, message: &str) -> Result<(), Failure> {
+        self.append(JobEvent::JobEnded { outcome, message: message.to_owned() })?;
+        self.record.message = message.to_owned();
+        self.set_state(JobState::Ended { outcome })
+    }
+
+    /// Takes over what the runner says at its end.
+    pub(super) fn finish(&mut self, end: RunnerEnd) -> Result<(), Failure> {
+        if let Some(manifest) = end.results {
+            let encoded = manifest.encode();
+            self.dir.set_results_manifest(&encoded)?;
+            self.record.results = Some(manifest.summary(&encoded));
+        }
+        self.record.message = end.ended.message;
+        self.appended.send_replace(end.ended.last_seq);
+        self.set_state(JobState::Ended { outcome: end.ended.outcome })
+    }
+}
