@@ -40,6 +40,8 @@ class Trainer:
              *overrides],
             cwd=folder, stdout=self._output[0], stderr=self._output[1], stdin=subprocess.DEVNULL,
             start_new_session=True,
+            # A shell starts what it puts into the background with SIGINT ignored, and children inherit that; the worker resets it, too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def wait_for(self, event: str, skip: int = 0) -> dict:
