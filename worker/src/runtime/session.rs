@@ -55,8 +55,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const HELD: Duration = Duration::from_secs(90);
 /// Journals that one client may follow at the same time.
 const MAX_FOLLOWED: usize = 32;
-/// Bulk connections of one client.
-const MAX_BULK: usize = 16;
+/// Bulk connections of one client: the 16 that it may use, and lost ones that this side has not noticed yet.
+const MAX_BULK: usize = 48;
 /// The first transfer number on the worker's side.
 const FIRST_TRANSFER: TransferId = 1 << 31;
 
