@@ -460,3 +460,49 @@ impl Jobs {
         RunnerEnd { ended, results }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(workspace: &Workspace, order: u64, state: JobState, ended_at: Option<u64>, fetched_at: Option<u64>) -> JobDir {
+        let job: JobId = format!("job{order}").parse().unwrap();
+        let dir = workspace.job(&job);
+        dir.create().unwrap();
+        let record = JobRecord {
+            job,
+            spec: JobSpec { name: "x".into(), trainer: None, configs: vec![], labels: None, attempt: 0 },
+            package: ManifestSummary { id: Hash([order as u8; 32]), encoded_len: 1, files: 1, chunks: 1, bytes: 1 },
+            state,
+            order,
+            owner: "0011".into(),
+            submitted_at: 1,
+            ended_at,
+            fetched_at,
+            message: String::new(),
+            results: None,
+        };
+        dir.set_record(&record).unwrap();
+        dir
+    }
+
+    #[tokio::test]
+    async fn only_jobs_that_are_over_and_old_are_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let workspace = Workspace::open(folder.path()).unwrap();
+        let ended = JobState::Ended { outcome: Outcome::Completed };
+        let dirs = [
+            record(&workspace, 1, ended, Some(100), None),
+            record(&workspace, 2, ended, Some(900), Some(950)),
+            record(&workspace, 3, ended, Some(900), None),
+            record(&workspace, 4, JobState::Uploading, None, None),
+        ];
+        let settings = TrainerSettings::default();
+        let jobs = Jobs::open(folder.path(), settings, "no-runner-is-started".into(), 1, CancellationToken::new()).await.unwrap();
+        let needed = jobs.forget_old(500, 960);
+        assert_eq!(dirs.map(|dir| dir.root().exists()), [false, false, true, true]);
+        assert_eq!(needed, HashSet::from([Hash([3; 32]), Hash([4; 32])]));
+        let left: Vec<String> = jobs.list(10).into_iter().map(|status| status.job.to_string()).collect();
+        assert_eq!(left, ["job3", "job4"]);
+    }
+}
