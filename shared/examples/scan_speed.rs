@@ -19,9 +19,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("scan: {} files, {chunks} chunks, {mb:.0} MB in {scanned:.2} s = {:.0} MB/s", manifest.entries.len(), mb / scanned);
 
     let mut reader = Arc::new(source).reader(manifest.clone())?;
-    let (begun, mut buf) = (Instant::now(), Vec::new());
+    let (begun, mut buf) = (Instant::now(), Vec::<u8>::new());
     for place in manifest.places() {
-        reader.read(place, &mut buf)?;
+        buf.resize(place.chunk.len as usize, 0);
+        reader.read(place, &mut [&mut buf], false)?;
     }
     println!("read back: {:.0} MB/s", mb / begun.elapsed().as_secs_f64());
     Ok(())

@@ -66,14 +66,15 @@ pub(super) struct Conversation {
 impl Conversation {
     /// Takes a link into use.
     pub(super) fn start(link: Link, options: &PeerOptions) -> Self {
-        let Link { control, progress, proven, carrier } = link;
+        let Link { control, progress, proven, carrier, path_mtu } = link;
         let (out, outgoing) = mpsc::channel(64);
         let (inbox_tx, inbox) = mpsc::channel(256);
         let stop = CancellationToken::new();
         let carrier = Arc::new(carrier);
         let steps = Routes::default();
         let pool = Pool::default();
-        let bulk = Arc::new(BulkDialer::new(proven.bulk_key, options.clone(), out.clone(), pool.clone(), stop.clone()));
+        let options = PeerOptions { path_mtu, ..options.clone() };
+        let bulk = Arc::new(BulkDialer::new(proven.bulk_key, options, out.clone(), pool.clone(), stop.clone()));
         tokio::spawn(write(control.sender().clone(), outgoing, stop.clone()));
         let probe = Arc::new(Notify::new());
         let reader = Reader {

@@ -1,11 +1,12 @@
 //! The binary frames of a bulk channel: pieces of chunks and of manifests.
 //!
 //! ```text
-//!   byte 0      kind: 1 = piece of a chunk, 2 = piece of the manifest
-//!   bytes 1-3   zero
+//!   byte 0      kind: 1 = piece of a chunk, 2 = piece of the manifest, 3 = piece of a compressed chunk (Zstandard, RFC 8878),
+//!               4 = probe, to be dropped
+//!   bytes 1-3   length of the compressed chunk (kind 3), big endian; else zero
 //!   bytes 4-7   transfer id, big endian
-//!   bytes 8-11  chunk index (kind 1) or 0 (kind 2)
-//!   bytes 12-15 offset of the piece in its chunk or manifest
+//!   bytes 8-11  chunk index (kinds 1 and 3) or 0 (kind 2)
+//!   bytes 12-15 offset of the piece in its chunk, compressed chunk or manifest
 //!   bytes 16-   the piece, 1 to 65 520 bytes
 //! ```
 
@@ -23,6 +24,15 @@ pub enum FrameKind {
     Chunk(u32),
     /// To the manifest itself.
     Manifest,
+    /// To this chunk, compressed.
+    Compressed {
+        /// The chunk.
+        index: u32,
+        /// Its length when compressed, in bytes; below 2²⁴.
+        len: u32,
+    },
+    /// To nothing: it measures the path.
+    Probe,
 }
 
 /// The header of a frame.
@@ -39,11 +49,14 @@ pub struct FrameHeader {
 impl FrameHeader {
     /// The header's bytes.
     pub fn encode(&self) -> [u8; HEADER] {
-        let (kind, index) = match self.kind {
-            FrameKind::Chunk(index) => (1, index),
-            FrameKind::Manifest => (2, 0),
+        let (kind, index, len) = match self.kind {
+            FrameKind::Chunk(index) => (1, index, 0),
+            FrameKind::Manifest => (2, 0, 0),
+            FrameKind::Compressed { index, len } => (3, index, len),
+            FrameKind::Probe => (4, 0, 0),
         };
         let mut bytes = [0; HEADER];
+        bytes[..4].copy_from_slice(&len.to_be_bytes());
         bytes[0] = kind;
         bytes[4..8].copy_from_slice(&self.transfer.to_be_bytes());
         bytes[8..12].copy_from_slice(&index.to_be_bytes());
@@ -65,6 +78,8 @@ impl FrameHeader {
         let kind = match header[0] {
             1 => FrameKind::Chunk(word(8)),
             2 => FrameKind::Manifest,
+            3 => FrameKind::Compressed { index: word(8), len: word(0) & 0x00ff_ffff },
+            4 => FrameKind::Probe,
             _ => return Err(refused("unknown kind")),
         };
         Ok((FrameHeader { transfer: word(4), kind, offset: word(12) }, piece))
@@ -83,6 +98,13 @@ mod tests {
         assert_eq!(bytes, [1, 0, 0, 0, 0, 0, 0, 7, 0, 0, 1, 2, 0, 0, 0xff, 0xf0]);
         let frame = [&bytes[..], b"data"].concat();
         assert_eq!(FrameHeader::decode(&frame).unwrap(), (header, &b"data"[..]));
+    }
+
+    #[test]
+    fn a_compressed_chunk_says_how_long_it_is() {
+        let header = FrameHeader { transfer: 7, kind: FrameKind::Compressed { index: 258, len: 0x01_02_03 }, offset: 5 };
+        assert_eq!(header.encode(), [3, 1, 2, 3, 0, 0, 0, 7, 0, 0, 1, 2, 0, 0, 0, 5]);
+        assert_eq!(FrameHeader::decode(&[&header.encode()[..], b"x"].concat()).unwrap().0, header);
     }
 
     proptest! {

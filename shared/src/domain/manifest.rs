@@ -82,8 +82,6 @@ pub struct Entry {
     pub size: u64,
     /// Whether it is executable; no other mode bit travels.
     pub executable: bool,
-    /// BLAKE3 of the whole file.
-    pub root: Hash,
     /// Its chunks, in order; none for an empty file.
     pub chunks: Vec<Chunk>,
 }
@@ -224,13 +222,7 @@ mod tests {
 
     fn entry(path: &str, lens: &[u32]) -> Entry {
         let chunks: Vec<Chunk> = lens.iter().map(|&len| Chunk { hash: Hash::of(path.as_bytes()), len }).collect();
-        Entry {
-            path: path.parse().unwrap(),
-            size: lens.iter().map(|&l| u64::from(l)).sum(),
-            executable: false,
-            root: Hash([0; 32]),
-            chunks,
-        }
+        Entry { path: path.parse().unwrap(), size: lens.iter().map(|&l| u64::from(l)).sum(), executable: false, chunks }
     }
 
     #[test]

@@ -437,6 +437,9 @@ payloads! {
         manifest_wanted: bool,
         /// How many bytes may be under way unacknowledged.
         window: u64,
+        /// Whether chunks may come compressed (Zstandard).
+        #[serde(default)]
+        zstd: bool,
     }
     /// Which chunks the receiver lacks: pieces of one bitmap, in order.
     FileNeed {

@@ -2,6 +2,7 @@
 //!
 //! * [`ChunkSet`]: some of a manifest's chunks, as a bitmap; what `FILE_NEED` and `FILE_ACK` carry
 //! * [`Sending`]: the sender's side: chunks in order, over as many bulk connections as there are, within a window
+//! * [`Compression`]: whether compressing the chunks pays
 //! * [`Receiving`]: the receiver's side: pieces → verified chunks, and what to ask for again
 //! * [`ManifestAssembly`]: pieces → a verified manifest
 //! * [`Places`]: where each chunk of a manifest lies, by its index
@@ -11,6 +12,7 @@
 
 mod assembly;
 mod chunk_set;
+mod compression;
 mod receiving;
 mod sending;
 
@@ -18,6 +20,7 @@ use std::{ops::Range, sync::Arc};
 
 pub use assembly::{ManifestAssembly, WholeManifest};
 pub use chunk_set::{ChunkSet, ChunkSetAssembly, PIECE_CHUNKS, ranges_of};
+pub use compression::Compression;
 pub use receiving::{Accepted, Receiving, WholeChunk};
 pub use sending::{Next, Sending};
 

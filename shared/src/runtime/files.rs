@@ -2,7 +2,7 @@
 //!
 //! * [`Source`]: what to send: a folder, some files, the entries of a zip, or several of these together
 //! * [`Source::scan`]: cut and hash it all, on several cores → the [`Manifest`]; a [`ScanCache`] spares unchanged files
-//! * [`Source::reader`]: the bytes of one chunk after the other, each checked against its hash
+//! * [`Source::reader`]: the bytes of one chunk after the other, of a file that is still what the scan saw
 //!
 //! No file is ever held in memory. A source is opened below its folder (module `root`), so that whoever can write there (a job's
 //! trainer) cannot make us read anything else.

@@ -9,6 +9,7 @@
 
 use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
+use bytes::BytesMut;
 use serde_json::{Value, json};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -18,12 +19,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     identity::Identity,
-    peer::{Channel, ChannelSpec, ConnectionState, PeerConnection, PeerEvent, PeerOptions},
+    peer::{Channel, ChannelSpec, ConnectionState, PathMtu, PeerConnection, PeerEvent, PeerOptions},
     seal::{self, Binding, Context, Proven, Sealer, Side},
     signal::{SignalEvent, SignalSender},
 };
 use crate::domain::{
     error::{Code, Failure},
+    frame::{FrameHeader, FrameKind, HEADER},
     id::{PeerId, RoomId, Secret, hex},
     invite::{Grant, Invite, RootSecret},
     signal::{ToPeer, ToServer},
@@ -31,6 +33,8 @@ use crate::domain::{
 
 /// How long a connection may take from offer to open channel.
 const ESTABLISH: Duration = Duration::from_secs(30);
+/// How long a probe of the path's packet length may take.
+const PROBE: Duration = Duration::from_millis(1500);
 /// The receive window of every bulk connection but the first, in bytes.
 const FURTHER_WINDOW: u32 = 512 << 10;
 /// Offers that are answered at the same time before their senders have proved anything.
@@ -54,6 +58,8 @@ pub struct Link {
     pub proven: Proven,
     /// The connection itself.
     pub carrier: Carrier,
+    /// How long packets its path seems to carry; for the options of its bulk connections.
+    pub path_mtu: PathMtu,
 }
 
 /// A bulk connection whose other side has proved itself.
@@ -265,7 +271,8 @@ pub async fn dial(
     let [mut auth, control, progress] = three(channels);
     let context = Context { room: &invite.room, grant: invite.grant, binding };
     let proven = seal::prove_as_client(&mut auth, identity.private(), &invite.secret, &invite.worker_key, &context).await?;
-    Ok(Link { control, progress, proven, carrier })
+    let path_mtu = carrier.connection.path_mtu().await;
+    Ok(Link { control, progress, proven, carrier, path_mtu })
 }
 
 fn three(channels: Vec<Channel>) -> [Channel; 3] {
@@ -444,7 +451,8 @@ impl Answering {
         let [mut auth, control, progress] = three(channels);
         let root_for = |grant| -> RootSecret { seal::root_of(&self.room_secret, &self.room, grant) };
         let proven = seal::prove_as_worker(&mut auth, self.identity.private(), root_for, &self.room, binding).await?;
-        Ok(Link { control, progress, proven, carrier })
+        let path_mtu = carrier.connection.path_mtu().await;
+        Ok(Link { control, progress, proven, carrier, path_mtu })
     }
 }
 
@@ -454,7 +462,7 @@ impl Answering {
 /// [`Code::NoConnection`], [`Code::NotAuthentic`].
 pub async fn dial_bulk(number: u32, key: &Secret<[u8; 32]>, options: &PeerOptions, port: Port) -> Result<Bulk, Failure> {
     let established = offer(&bulk_options(number, options), &BULK_CHANNELS, port).await?;
-    prove_bulk(established, number, key, Side::Client).await
+    prove_bulk(established, number, key, &options.path_mtu, Side::Client).await
 }
 
 /// Answers a bulk connection on the worker's side.
@@ -463,7 +471,7 @@ pub async fn dial_bulk(number: u32, key: &Secret<[u8; 32]>, options: &PeerOption
 /// [`Code::NoConnection`], [`Code::NotAuthentic`].
 pub async fn answer_bulk(number: u32, key: &Secret<[u8; 32]>, options: &PeerOptions, sdp: String, port: Port) -> Result<Bulk, Failure> {
     let established = answer(&bulk_options(number, options), &BULK_CHANNELS, sdp, port).await?;
-    prove_bulk(established, number, key, Side::Worker).await
+    prove_bulk(established, number, key, &options.path_mtu, Side::Worker).await
 }
 
 /// The first bulk connection has the wide window that a short path needs; the others share a long path's queue, which several wide
@@ -473,11 +481,31 @@ fn bulk_options(number: u32, options: &PeerOptions) -> PeerOptions {
     PeerOptions { receive_window, ..options.clone() }
 }
 
-async fn prove_bulk(established: Established, number: u32, key: &Secret<[u8; 32]>, side: Side) -> Result<Bulk, Failure> {
+async fn prove_bulk(
+    established: Established,
+    number: u32,
+    key: &Secret<[u8; 32]>,
+    path_mtu: &PathMtu,
+    side: Side,
+) -> Result<Bulk, Failure> {
     let Established { carrier, channels, binding } = established;
     let [mut auth, channel] = <[Channel; 2]>::try_from(channels).ok().expect("as many channels as were asked for");
     seal::prove_bulk(&mut auth, key, side, number, binding).await?;
+    if let Some(mtu) = path_mtu.get() {
+        probe(&channel, mtu).await.inspect_err(|_| path_mtu.forget())?;
+    }
     Ok(Bulk { number, channel, carrier })
+}
+
+/// Sees whether the path really carries packets of this length: a router on the way may not, and say nothing.
+async fn probe(channel: &Channel, mtu: u32) -> Result<(), Failure> {
+    let header = FrameHeader { transfer: 0, kind: FrameKind::Probe, offset: 0 };
+    let mut frame = BytesMut::zeroed(2 * mtu as usize);
+    frame[..HEADER].copy_from_slice(&header.encode());
+    channel.sender().opened().await?;
+    channel.sender().send(frame).await?;
+    let too_long = || Failure::new(Code::NoConnection, format!("the path does not carry packets of {mtu} bytes; shorter ones are used"));
+    timeout(PROBE, channel.sender().flush()).await.map_err(|_| too_long())?
 }
 
 fn gone() -> Failure {

@@ -86,7 +86,8 @@ pub struct Present {
 
 /// Serves a link to its end.
 pub async fn serve(desk: Desk, link: Link, peer: PeerId, options: PeerOptions) {
-    let Link { mut control, progress, proven, carrier } = link;
+    let Link { mut control, progress, proven, carrier, path_mtu } = link;
+    let options = PeerOptions { path_mtu, ..options };
     let stop = desk.stop.child_token();
     let (out, outgoing) = mpsc::channel(64);
     let tasks = TaskTracker::new();

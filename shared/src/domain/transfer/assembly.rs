@@ -87,7 +87,7 @@ mod tests {
         let entries = (0..20)
             .map(|n| {
                 let chunks = vec![Chunk { hash: Hash::of(&[n]), len: 5 }];
-                Entry { path: format!("f{n:02}").parse().unwrap(), size: 5, executable: false, root: Hash::of(&[n]), chunks }
+                Entry { path: format!("f{n:02}").parse().unwrap(), size: 5, executable: false, chunks }
             })
             .collect();
         let manifest = Manifest::new(entries).unwrap();

@@ -46,6 +46,8 @@ pub enum Accepted {
     More,
     /// The chunk is whole and verified: write it, and say [`Receiving::stored`] once it is durable.
     Whole(WholeChunk),
+    /// The chunk is whole and compressed: decompress it, and hand it to [`Receiving::accept_decompressed`].
+    Compressed(WholeChunk),
     /// The chunk arrived damaged: ask for it again.
     Corrupt(u32),
     /// The chunk was here already (its connection was lost after it arrived): nothing to do. It may be acked again only if
@@ -57,6 +59,8 @@ pub enum Accepted {
 struct Assembly {
     index: u32,
     place: ChunkPlace,
+    /// How long it is on its way: less than the chunk when it is compressed.
+    len: u32,
     received: u32,
     /// Empty for a chunk that is here already.
     bytes: Vec<u8>,
@@ -105,24 +109,26 @@ impl Receiving {
     /// [`Code::InvalidRequest`] for a piece that was not asked for, is out of order or out of bounds; [`Code::NotAuthentic`]
     /// when too many chunks were damaged. The transfer is over then.
     pub fn accept_piece(&mut self, connection: u32, header: FrameHeader, piece: &[u8]) -> Result<Accepted, Failure> {
-        let FrameKind::Chunk(index) = header.kind else {
-            return Err(refused("it belongs to the list of files"));
+        let (index, compressed) = match header.kind {
+            FrameKind::Chunk(index) => (index, None),
+            FrameKind::Compressed { index, len } => (index, Some(len)),
+            FrameKind::Manifest | FrameKind::Probe => return Err(refused("it belongs to the list of files, or to nothing")),
         };
         let mut assembly = match self.assemblies.remove(&connection) {
-            Some(assembly) if assembly.index == index => assembly,
+            Some(assembly) if assembly.index == index && compressed.unwrap_or(assembly.place.chunk.len) == assembly.len => assembly,
             Some(_) => return Err(refused("it begins a chunk before the last one ended")),
-            None => self.begin(index)?,
+            None => self.begin(index, compressed)?,
         };
         let received = assembly.received as usize + piece.len();
-        if header.offset != assembly.received || piece.is_empty() || received > assembly.place.chunk.len as usize {
+        if header.offset != assembly.received || piece.is_empty() || received > assembly.len as usize {
             return Err(refused("it is out of order or out of bounds"));
         }
         if self.missing.contains(index) {
-            assembly.bytes.reserve_exact((assembly.place.chunk.len as usize).saturating_sub(assembly.bytes.len()));
+            assembly.bytes.reserve_exact((assembly.len as usize).saturating_sub(assembly.bytes.len()));
             assembly.bytes.extend_from_slice(piece);
         }
         assembly.received = received as u32;
-        if assembly.received < assembly.place.chunk.len {
+        if assembly.received < assembly.len {
             self.assemblies.insert(connection, assembly);
             return Ok(Accepted::More);
         }
@@ -173,20 +179,41 @@ impl Receiving {
         self.progress
     }
 
-    fn begin(&self, index: u32) -> Result<Assembly, Failure> {
+    fn begin(&self, index: u32, compressed: Option<u32>) -> Result<Assembly, Failure> {
         let place = self.places.get(index).filter(|_| self.asked.contains(index)).ok_or_else(|| refused("nobody asked for its chunk"))?;
         if self.assemblies.len() >= MAX_CONNECTIONS {
             return Err(refused("too many connections bring chunks at once"));
         }
-        Ok(Assembly { index, place, received: 0, bytes: Vec::new() })
+        let len = compressed.unwrap_or(place.chunk.len);
+        if compressed.is_some_and(|len| len == 0 || len >= place.chunk.len) {
+            return Err(refused("compressed, it would not be shorter"));
+        }
+        Ok(Assembly { index, place, len, received: 0, bytes: Vec::new() })
     }
 
     fn complete(&mut self, assembly: Assembly) -> Result<Accepted, Failure> {
-        let Assembly { index, place, bytes, .. } = assembly;
+        let Assembly { index, place, len, bytes, .. } = assembly;
         // It may have arrived on another connection while this one was bringing it, or been lost while this copy was skipped.
-        if !self.missing.contains(index) || bytes.len() != place.chunk.len as usize {
+        if !self.missing.contains(index) || bytes.len() != len as usize {
             return Ok(if self.missing.contains(index) { Accepted::Corrupt(index) } else { Accepted::Known(index) });
         }
+        let chunk = WholeChunk { index, place, bytes };
+        if len < place.chunk.len { Ok(Accepted::Compressed(chunk)) } else { self.verify(chunk) }
+    }
+
+    /// Takes a chunk that arrived compressed, decompressed; what cannot be decompressed is as good as empty.
+    ///
+    /// # Errors
+    /// As [`Receiving::accept_piece`].
+    pub fn accept_decompressed(&mut self, chunk: WholeChunk) -> Result<Accepted, Failure> {
+        if !self.missing.contains(chunk.index) {
+            return Ok(Accepted::Known(chunk.index));
+        }
+        self.verify(chunk)
+    }
+
+    fn verify(&mut self, chunk: WholeChunk) -> Result<Accepted, Failure> {
+        let WholeChunk { index, place, bytes } = chunk;
         if Hash::of(&bytes) != place.chunk.hash {
             return self.strike(index);
         }

@@ -1,9 +1,9 @@
 //! The sender's side of a transfer.
 //!
 //! ```text
-//!   queued ──next──► in flight ──acked──► acked
-//!      ▲                 │                  │
-//!      └─ connection lost, asked again ─────┘
+//!   queued ──take, given──► in flight ──acked──► acked
+//!      ▲                         │                  │
+//!      └───── connection lost, asked again ─────────┘
 //! ```
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -36,11 +36,13 @@ pub struct Sending {
     queued: ChunkSet,
     /// No queued chunk lies before it.
     cursor: u32,
-    /// Chunks under way and the connection each was given to.
-    flight: BTreeMap<u32, u32>,
+    /// Chunks under way and the connection each was given to; `None`: being read.
+    flight: BTreeMap<u32, Option<u32>>,
     /// Every chunk that was ever given out: what may be acked.
     sent: ChunkSet,
     acked: ChunkSet,
+    /// What arrived damaged, or was damaged on the receiver's disk.
+    asked_again: ChunkSet,
     window: u64,
     progress: Progress,
 }
@@ -60,6 +62,7 @@ impl Sending {
             cursor: 0,
             flight: BTreeMap::new(),
             sent: empty.clone(),
+            asked_again: empty.clone(),
             acked: empty,
             window: window.max(u64::from(MAX_CHUNK)),
             progress,
@@ -67,8 +70,9 @@ impl Sending {
         })
     }
 
-    /// What this connection should send next. Chunks go out in order, so that files are read from front to back.
-    pub fn next(&mut self, connection: u32) -> Next {
+    /// What to send next, on a connection that is found once it has been read. Chunks go out in order, so that files are read from
+    /// front to back.
+    pub fn take(&mut self) -> Next {
         let Some((index, place)) = self.queued.next(self.cursor).and_then(|index| Some((index, self.places.get(index)?))) else {
             return Next::AllSent;
         };
@@ -79,9 +83,34 @@ impl Sending {
         }
         self.queued.remove(index);
         self.sent.insert(index);
-        self.flight.insert(index, connection);
+        self.flight.insert(index, None);
         self.progress.in_flight += len;
         Next::Chunk(index, place)
+    }
+
+    /// A chunk that was taken goes out on this connection; `false`: it need not go any more.
+    pub fn given(&mut self, index: u32, connection: u32) -> bool {
+        match self.flight.get_mut(&index) {
+            Some(on @ None) => {
+                *on = Some(connection);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// [`Sending::take`] and [`Sending::given`] in one.
+    pub fn next(&mut self, connection: u32) -> Next {
+        let next = self.take();
+        if let Next::Chunk(index, _) = next {
+            self.given(index, connection);
+        }
+        next
+    }
+
+    /// Whether the receiver has said of this chunk that it arrived damaged: then it is worth a second look before it goes again.
+    pub fn is_asked_again(&self, index: u32) -> bool {
+        self.asked_again.contains(index)
     }
 
     /// Chunks are verified and on the receiver's disk; they are not sent again.
@@ -116,6 +145,7 @@ impl Sending {
         check_len(&self.places, set)?;
         for index in set.iter() {
             self.land(index);
+            self.asked_again.insert(index);
             let len = self.len_of(index);
             if self.acked.remove(index) {
                 self.progress.acked_bytes -= len;
@@ -130,7 +160,7 @@ impl Sending {
 
     /// A connection is gone: what it carried un-acked is sent again, on another.
     pub fn connection_lost(&mut self, connection: u32) {
-        let lost: Vec<u32> = self.flight.iter().filter(|(_, on)| **on == connection).map(|(&index, _)| index).collect();
+        let lost: Vec<u32> = self.flight.iter().filter(|(_, on)| **on == Some(connection)).map(|(&index, _)| index).collect();
         for index in lost {
             self.land(index);
             self.queue(index);

@@ -28,7 +28,7 @@ fn places(files: &[Vec<u32>]) -> Arc<Places> {
                 index += 1;
             }
             let size = lens.iter().map(|&len| u64::from(len)).sum();
-            Entry { path: format!("f{n:04}").parse().unwrap(), size, executable: false, root: Hash([0; 32]), chunks }
+            Entry { path: format!("f{n:04}").parse().unwrap(), size, executable: false, chunks }
         })
         .collect();
     Arc::new(Places::new(Arc::new(Manifest::new(entries).unwrap())))
@@ -110,6 +110,25 @@ fn three_damaged_chunks_end_it_and_many_good_ones_forgive() {
     let mut receiving = Receiving::new(places, &ChunkSet::new(3000));
     assert!(bad(&mut receiving, 0).is_ok() && bad(&mut receiving, 0).is_ok());
     assert_eq!(bad(&mut receiving, 7).unwrap_err().code, Code::NotAuthentic);
+}
+
+#[test]
+fn a_compressed_chunk_counts_once_it_is_decompressed_and_has_its_hash() {
+    let places = places(&[vec![10, 10]]);
+    let mut receiving = Receiving::new(places, &ChunkSet::new(2));
+    let header = |index, len, offset| FrameHeader { kind: FrameKind::Compressed { index, len }, ..piece(0, offset) };
+    for len in [0, 10, 11] {
+        assert_eq!(receiving.accept_piece(0, header(0, len, 0), &[9; 1]).unwrap_err().code, Code::InvalidRequest, "{len}");
+    }
+    assert_eq!(receiving.accept_piece(0, header(0, 3, 0), &[9; 2]).unwrap(), Accepted::More);
+    assert!(receiving.accept_piece(0, header(0, 4, 2), &[9; 1]).is_err(), "it has become longer");
+    assert_eq!(receiving.accept_piece(1, header(0, 3, 0), &[9; 2]).unwrap(), Accepted::More);
+    let Accepted::Compressed(chunk) = receiving.accept_piece(1, header(0, 3, 2), &[9; 1]).unwrap() else { panic!("it is whole") };
+    assert_eq!((chunk.index, &chunk.bytes[..]), (0, &[9; 3][..]));
+    assert_eq!(receiving.accept_decompressed(WholeChunk { bytes: Vec::new(), ..chunk.clone() }).unwrap(), Accepted::Corrupt(0));
+    let whole = WholeChunk { bytes: content(0, 10), ..chunk };
+    assert_eq!(receiving.accept_decompressed(whole.clone()).unwrap(), Accepted::Whole(whole.clone()));
+    assert_eq!(receiving.accept_decompressed(whole).unwrap(), Accepted::Known(0));
 }
 
 #[test]
@@ -222,6 +241,7 @@ impl Pair {
                 // Over the control channel, behind the acks that are under way.
                 self.replies.push_back(Reply { acked: Vec::new(), again: vec![index] });
             }
+            Ok(Accepted::Compressed(_)) => panic!("nothing is compressed here"),
             Ok(Accepted::More | Accepted::Known(_)) => {}
             Err(failure) => {
                 assert_eq!(failure.code, Code::NotAuthentic);

@@ -1,6 +1,6 @@
 //! What earlier scans found, so that the same command run again does not read 5 GB again.
 //!
-//! One file a source: the described content of each of its files, under the file's stamp (device, inode, size, times in
+//! One file a source: the chunks of each of its files, under the file's stamp (device, inode, size, times in
 //! nanoseconds). A cache that cannot be read or written costs time and nothing else.
 
 use std::{
@@ -12,14 +12,14 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Stamp, cut::Described};
+use super::Stamp;
 use crate::domain::{
     id::hex,
     manifest::{Chunk, Hash, MAX_CHUNK},
 };
 
 /// Changes with the format and with the parameters of the chunks.
-const MAGIC: &[u8] = b"webrtc-connect scan 1\n";
+const MAGIC: &[u8] = b"webrtc-connect scan 2\n";
 /// So many sources are remembered; the longest unused goes first.
 const MAX_SOURCES: usize = 64;
 /// The longest cache file that is read.
@@ -36,7 +36,6 @@ pub struct ScanCache {
 #[derive(Serialize, Deserialize)]
 struct Record {
     stamp: Stamp,
-    root: Hash,
     chunks: Vec<Chunk>,
 }
 
@@ -52,7 +51,7 @@ impl ScanCache {
         ScanCache { settle: Duration::ZERO, ..ScanCache::new(dir) }
     }
 
-    pub(super) fn load(&self, key: &Hash) -> HashMap<Stamp, Described> {
+    pub(super) fn load(&self, key: &Hash) -> HashMap<Stamp, Vec<Chunk>> {
         let path = self.path(key);
         match read(&path) {
             Ok(records) => {
@@ -70,15 +69,12 @@ impl ScanCache {
     }
 
     /// Keeps what a scan found that began at `begun`, but for files that were changed just before.
-    pub(super) fn save(&self, key: &Hash, described: &HashMap<Stamp, Described>, begun: SystemTime) {
+    pub(super) fn save(&self, key: &Hash, described: &HashMap<Stamp, Vec<Chunk>>, begun: SystemTime) {
         let begun = begun.checked_sub(self.settle).and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
         let settled = (begun.as_secs() as i64, i64::from(begun.subsec_nanos()));
         let trusted = |stamp: &Stamp| self.settle.is_zero() || (stamp.modified < settled && stamp.changed < settled);
-        let records: Vec<Record> = described
-            .iter()
-            .filter(|(stamp, _)| trusted(stamp))
-            .map(|(&stamp, described)| Record { stamp, root: described.root, chunks: described.chunks.clone() })
-            .collect();
+        let records: Vec<Record> =
+            described.iter().filter(|(stamp, _)| trusted(stamp)).map(|(&stamp, chunks)| Record { stamp, chunks: chunks.clone() }).collect();
         if let Err(error) = self.write(key, &records) {
             tracing::debug!(%error, dir = %self.dir.display(), "the scan is not cached");
         }
@@ -122,7 +118,7 @@ impl ScanCache {
     }
 }
 
-fn read(path: &Path) -> io::Result<HashMap<Stamp, Described>> {
+fn read(path: &Path) -> io::Result<HashMap<Stamp, Vec<Chunk>>> {
     let damaged = || io::Error::new(io::ErrorKind::InvalidData, "it is damaged or of another version");
     if fs::metadata(path)?.len() > MAX_LEN {
         return Err(damaged());
@@ -135,12 +131,12 @@ fn read(path: &Path) -> io::Result<HashMap<Stamp, Described>> {
     let body = body.strip_prefix(MAGIC).ok_or_else(damaged)?;
     let records: Vec<Record> = postcard::from_bytes(body).map_err(|_| damaged())?;
     let mut known = HashMap::with_capacity(records.len());
-    for Record { stamp, root, chunks } in records {
-        let size = chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
+    for Record { stamp, chunks } in records {
+        let size: u64 = chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
         if size != stamp.size || chunks.iter().any(|chunk| chunk.len == 0 || chunk.len > MAX_CHUNK) {
             return Err(damaged());
         }
-        known.insert(stamp, Described { size, root, chunks });
+        known.insert(stamp, chunks);
     }
     Ok(known)
 }

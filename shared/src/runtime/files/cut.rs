@@ -13,60 +13,64 @@ use crate::domain::manifest::{Chunk, Hash, MAX_CHUNK};
 const MIN: usize = 32 * 1024;
 const AVERAGE: usize = 128 * 1024;
 const MAX: usize = MAX_CHUNK as usize;
-/// What is read at once.
-const BUFFER: usize = 1024 * 1024;
+/// What is read, and handed on, at once.
+const BLOCK: usize = 1024 * 1024;
 
-/// A file's content, described.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Described {
-    pub(super) size: u64,
-    pub(super) root: Hash,
-    pub(super) chunks: Vec<Chunk>,
-}
-
-/// Cuts contents into chunks; keeps its buffer from one to the next.
+/// Some chunks of a file that follow one another, cut and not yet hashed.
 #[derive(Debug, Default)]
-pub(super) struct Cutter {
+pub(super) struct Block {
+    /// Of fixed size, so that it can be used again without being cleared; the chunks are at its beginning.
     buffer: Vec<u8>,
+    lens: Vec<u32>,
 }
 
-impl Cutter {
-    /// Describes everything that the reader has. `each` hears the length of each chunk and may end it.
-    pub(super) fn describe(&mut self, reader: &mut dyn Read, each: &mut dyn FnMut(u32) -> io::Result<()>) -> io::Result<Described> {
-        let (mask_s, mask_l) = select_masks(AVERAGE, Normalization::Level2);
-        self.buffer.resize(BUFFER, 0);
-        let (mut start, mut end, mut ended) = (0, 0, false);
-        let mut whole = blake3::Hasher::new();
-        let mut described = Described { size: 0, root: Hash::of(b""), chunks: Vec::new() };
-        loop {
-            while !ended && end - start < MAX {
-                if start > 0 {
-                    self.buffer.copy_within(start..end, 0);
-                    (start, end) = (0, end - start);
-                }
-                (end, ended) = fill(reader, &mut self.buffer, end)?;
-            }
-            if start == end {
-                break;
-            }
-            let window = &self.buffer[start..end.min(start + MAX)];
-            let (_, len) = cut(window, MIN, AVERAGE, MAX, mask_s, mask_l, mask_s << 1, mask_l << 1);
-            let bytes = &window[..len.max(1)];
-            let chunk = Chunk { hash: Hash::of(bytes), len: bytes.len() as u32 };
-            start += bytes.len();
-            described.size += bytes.len() as u64;
-            described.chunks.push(chunk);
-            // A file of one chunk need not be hashed twice.
-            if !(ended && start == end && described.chunks.len() == 1) {
-                whole.update(bytes);
-            }
-            each(chunk.len)?;
-        }
-        described.root = match &described.chunks[..] {
-            [only] => only.hash,
-            _ => Hash(*whole.finalize().as_bytes()),
+impl Block {
+    /// Its chunks.
+    pub(super) fn hash(&self) -> Vec<Chunk> {
+        let mut rest = &self.buffer[..];
+        let next = |&len: &u32| {
+            let (bytes, after) = rest.split_at(len as usize);
+            rest = after;
+            Chunk { hash: Hash::of(bytes), len }
         };
-        Ok(described)
+        self.lens.iter().map(next).collect()
+    }
+
+    fn clear(&mut self) {
+        self.buffer.resize(BLOCK, 0);
+        self.lens.clear();
+    }
+}
+
+/// Cuts everything that the reader has, handing out one block after the other; `each` gives a used one back for the next. Returns the
+/// length of it all.
+pub(super) fn cut_blocks(reader: &mut dyn Read, mut block: Block, each: &mut dyn FnMut(Block) -> io::Result<Block>) -> io::Result<u64> {
+    let (mask_s, mask_l) = select_masks(AVERAGE, Normalization::Level2);
+    let (mut spare, mut size) = (Block::default(), 0);
+    block.clear();
+    let mut filled = 0;
+    loop {
+        let (end, ended) = fill(reader, &mut block.buffer, filled)?;
+        let mut start = 0;
+        while end - start >= MAX || (ended && start < end) {
+            let window = &block.buffer[start..end.min(start + MAX)];
+            let (_, len) = cut(window, MIN, AVERAGE, MAX, mask_s, mask_l, mask_s << 1, mask_l << 1);
+            let len = len.max(1);
+            block.lens.push(len as u32);
+            start += len;
+        }
+        // What is left may be the beginning of a chunk that goes on.
+        spare.clear();
+        filled = end - start;
+        spare.buffer[..filled].copy_from_slice(&block.buffer[start..end]);
+        size += start as u64;
+        if start > 0 {
+            block = each(block)?;
+        }
+        std::mem::swap(&mut block, &mut spare);
+        if ended {
+            return Ok(size);
+        }
     }
 }
 
@@ -107,8 +111,14 @@ pub(crate) mod tests {
         }
     }
 
-    fn describe(bytes: &[u8]) -> Described {
-        Cutter::default().describe(&mut Dribble(bytes, 1), &mut |_| Ok(())).unwrap()
+    fn describe(bytes: &[u8]) -> Vec<Chunk> {
+        let mut chunks = Vec::new();
+        let mut each = |block: Block| {
+            chunks.extend(block.hash());
+            Ok(block)
+        };
+        assert_eq!(cut_blocks(&mut Dribble(bytes, 1), Block::default(), &mut each).unwrap(), bytes.len() as u64);
+        chunks
     }
 
     #[test]
@@ -117,20 +127,18 @@ pub(crate) mod tests {
         let expected: Vec<Chunk> = fastcdc::v2020::FastCDC::with_level(&bytes, MIN, AVERAGE, MAX, Normalization::Level2)
             .map(|chunk| Chunk { hash: Hash::of(&bytes[chunk.offset..chunk.offset + chunk.length]), len: chunk.length as u32 })
             .collect();
-        let described = describe(&bytes);
-        assert_eq!(described.chunks, expected);
-        assert_eq!((described.size, described.root), (5_000_000, Hash::of(&bytes)));
-        assert!((20..80).contains(&described.chunks.len()), "{}", described.chunks.len());
+        let chunks = describe(&bytes);
+        assert_eq!(chunks, expected);
+        assert!((20..80).contains(&chunks.len()), "{}", chunks.len());
     }
 
     #[test]
     fn sizes_around_the_limits_are_described_whole() {
-        for len in [0, 1, MIN - 1, MIN, MIN + 1, MAX - 1, MAX, MAX + 1, BUFFER, BUFFER + 1] {
+        for len in [0, 1, MIN - 1, MIN, MIN + 1, MAX - 1, MAX, MAX + 1, BLOCK, BLOCK + 1] {
             for bytes in [noise(2, len), vec![0; len]] {
-                let described = describe(&bytes);
-                assert_eq!((described.size, described.root), (len as u64, Hash::of(&bytes)), "{len}");
-                assert_eq!(described.chunks.iter().map(|chunk| chunk.len as usize).sum::<usize>(), len);
-                assert!(described.chunks.iter().all(|chunk| chunk.len > 0 && chunk.len <= MAX_CHUNK));
+                let chunks = describe(&bytes);
+                assert_eq!(chunks.iter().map(|chunk| chunk.len as usize).sum::<usize>(), len);
+                assert!(chunks.iter().all(|chunk| chunk.len > 0 && chunk.len <= MAX_CHUNK));
             }
         }
     }
@@ -140,8 +148,8 @@ pub(crate) mod tests {
         let bytes = noise(3, 8_000_000);
         let before = describe(&bytes);
         let after = describe(&[&noise(4, 10_000)[..], &bytes].concat());
-        let known: std::collections::HashSet<Hash> = before.chunks.iter().map(|chunk| chunk.hash).collect();
-        let fresh: u64 = after.chunks.iter().filter(|chunk| !known.contains(&chunk.hash)).map(|chunk| u64::from(chunk.len)).sum();
+        let known: std::collections::HashSet<Hash> = before.iter().map(|chunk| chunk.hash).collect();
+        let fresh: u64 = after.iter().filter(|chunk| !known.contains(&chunk.hash)).map(|chunk| u64::from(chunk.len)).sum();
         assert!(fresh < 10_000 + 3 * u64::from(MAX_CHUNK), "{fresh} bytes would travel again");
     }
 }

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Origin, Source, archive::EntryReader, failed};
+use super::{Origin, Source, Stamp, archive::EntryReader, failed};
 use crate::domain::{
     error::{Code, Failure},
     manifest::{ChunkPlace, Hash, Manifest},
@@ -42,24 +42,27 @@ impl ChunkReader {
         &self.manifest
     }
 
-    /// Replaces `buf` by the bytes of a chunk.
+    /// Fills the pieces, one after the other, with a chunk's bytes; together they are as long as the chunk.
+    ///
+    /// A file whose stamp is still that of the scan is taken at its word, for the receiver checks each chunk's hash anyway; with
+    /// `check`, or where the stamp says nothing, the hash is checked here.
     ///
     /// # Errors
     /// [`Code::BadFile`] when the file cannot be read, or is no longer what the scan saw.
-    pub fn read(&mut self, place: ChunkPlace, buf: &mut Vec<u8>) -> Result<(), Failure> {
-        buf.resize(place.chunk.len as usize, 0);
+    pub fn read(&mut self, place: ChunkPlace, pieces: &mut [&mut [u8]], check: bool) -> Result<(), Failure> {
+        debug_assert_eq!(pieces.iter().map(|piece| piece.len()).sum::<usize>(), place.chunk.len as usize);
         let source = self.source.clone();
         let Some(item) = source.items.get(place.entry) else {
             return Err(Failure::new(Code::Internal, "the list of files belongs to another source"));
         };
-        match self.read_at(place, buf) {
-            Ok(()) if Hash::of(buf) == place.chunk.hash => Ok(()),
+        match self.read_at(place, pieces) {
+            Ok(unchanged) if (unchanged && !check) || hash_of(pieces) == place.chunk.hash => Ok(()),
             // Damage in a zip was excluded by the scan, so it is a change as well.
             Err(error) if !matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData) => {
                 self.open = None;
                 Err(failed("read", &item.path, &error))
             }
-            Ok(()) | Err(_) => {
+            Ok(_) | Err(_) => {
                 self.open = None;
                 if let Some(cache) = &source.cache {
                     cache.forget(&source.cache_key());
@@ -69,7 +72,8 @@ impl ChunkReader {
         }
     }
 
-    fn read_at(&mut self, place: ChunkPlace, buf: &mut [u8]) -> io::Result<()> {
+    /// Whether the file is certainly what it was.
+    fn read_at(&mut self, place: ChunkPlace, pieces: &mut [&mut [u8]]) -> io::Result<bool> {
         let item = &self.source.items[place.entry];
         let open = match self.open.take() {
             Some((entry, Open::File(file))) if entry == place.entry => Open::File(file),
@@ -79,23 +83,39 @@ impl ChunkReader {
                 _ => Open::File(item.open_file()?),
             },
         };
-        let open = match open {
+        let mut offset = place.offset;
+        let (open, unchanged) = match open {
             Open::File(file) => {
-                file.read_exact_at(buf, place.offset)?;
-                Open::File(file)
+                for piece in pieces {
+                    file.read_exact_at(piece, offset)?;
+                    offset += piece.len() as u64;
+                }
+                let unchanged = Stamp::of(&file.metadata()?) == item.stamp;
+                (Open::File(file), unchanged)
             }
             Open::Zipped(mut reader, at) => {
                 let gap = place.offset - at;
                 if io::copy(&mut reader.by_ref().take(gap), &mut io::sink())? != gap {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                reader.read_exact(buf)?;
-                Open::Zipped(reader, place.offset + buf.len() as u64)
+                for piece in pieces {
+                    reader.read_exact(piece)?;
+                    offset += piece.len() as u64;
+                }
+                (Open::Zipped(reader, offset), false)
             }
         };
         self.open = Some((place.entry, open));
-        Ok(())
+        Ok(unchanged)
     }
+}
+
+fn hash_of(pieces: &[&mut [u8]]) -> Hash {
+    let mut hasher = blake3::Hasher::new();
+    for piece in pieces {
+        hasher.update(piece);
+    }
+    Hash(*hasher.finalize().as_bytes())
 }
 
 impl std::fmt::Debug for ChunkReader {

@@ -10,7 +10,8 @@ use std::{
 use tempfile::TempDir;
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
-use super::{cut::Described, *};
+use super::*;
+use crate::domain::manifest::{Chunk, ChunkPlace};
 
 fn rel(path: &str) -> RelPath {
     path.parse().unwrap()
@@ -32,11 +33,12 @@ fn read_back(source: Source, order: impl FnOnce(&mut Vec<crate::domain::manifest
     order(&mut places);
     let mut buf = Vec::new();
     for place in places {
-        reader.read(place, &mut buf).unwrap();
+        buf.resize(place.chunk.len as usize, 0);
+        // In two pieces, as frames take it.
+        let (first, second) = buf.split_at_mut(place.chunk.len as usize / 3);
+        reader.read(place, &mut [first, second], false).unwrap();
+        assert_eq!(Hash::of(&buf), place.chunk.hash);
         files[place.entry].1[place.offset as usize..][..buf.len()].copy_from_slice(&buf);
-    }
-    for (entry, (_, bytes)) in manifest.entries.iter().zip(&files) {
-        assert_eq!(entry.root, Hash::of(bytes), "{}", entry.path);
     }
     files
 }
@@ -199,7 +201,8 @@ fn a_file_that_changes_is_noticed() {
         } else {
             fs::write(path, change).unwrap()
         }
-        let failures: Vec<Failure> = manifest.places().filter_map(|place| reader.read(place, &mut Vec::new()).err()).collect();
+        let mut read = |place: ChunkPlace| reader.read(place, &mut [&mut vec![0; place.chunk.len as usize]], false);
+        let failures: Vec<Failure> = manifest.places().filter_map(|place| read(place).err()).collect();
         assert!(!failures.is_empty() && failures.iter().all(|failure| failure.code == Code::BadFile), "{what}");
         if what != "gone" {
             assert!(failures.iter().all(|failure| failure.message.contains("changed")), "{what}");
@@ -221,20 +224,24 @@ fn an_unchanged_file_is_not_read_again() {
     let first = scan(&source()).unwrap();
     // Put something else under the stamps: if the next scan says it, it did not look into the file.
     let described = |source: &Source| {
-        let claim = |item: &Item| Described { size: item.size, root: Hash([7; 32]), chunks: first.entries[0].chunks.clone() };
+        let claim = |item: &Item| vec![Chunk { hash: Hash([7; 32]), len: item.size as u32 / 2 }; 2];
         source.items.iter().filter(|item| item.path.as_str() == "data").map(|item| (item.stamp, claim(item))).collect()
     };
     cache.save(&source().cache_key(), &described(&source()), SystemTime::now());
     let second = scan(&source()).unwrap();
-    assert_eq!((second.entries[0].root, second.entries[1].root), (Hash([7; 32]), first.entries[1].root));
+    assert_eq!(second.entries[0].chunks[1].hash, Hash([7; 32]));
+    assert_eq!(second.entries[1], first.entries[1]);
 
     // A changed file is read, and a damaged cache is no cache.
     fs::write(dir.path().join("data"), noise(9, 300_000)).unwrap();
-    assert_eq!(scan(&source()).unwrap().entries[0].root, Hash::of(&noise(9, 300_000)));
+    let chunks_of_data = |source: &Source| scan(source).unwrap().entries[0].chunks.clone();
+    let changed = chunks_of_data(&Source::folder(dir.path()).unwrap());
+    assert_ne!(changed, first.entries[0].chunks);
+    assert_eq!(chunks_of_data(&source()), changed);
     for entry in fs::read_dir(store.path()).unwrap() {
-        fs::write(entry.unwrap().path(), b"webrtc-connect scan 1\nnonsense").unwrap();
+        fs::write(entry.unwrap().path(), b"webrtc-connect scan 2\nnonsense").unwrap();
     }
-    assert_eq!(scan(&source()).unwrap().entries[0].root, Hash::of(&noise(9, 300_000)));
+    assert_eq!(chunks_of_data(&source()), changed);
 }
 
 #[test]

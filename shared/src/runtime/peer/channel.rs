@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use webrtc::data_channel::{DataChannel, DataChannelEvent};
 
@@ -16,6 +16,8 @@ use crate::domain::error::{Code, Failure};
 #[derive(Clone)]
 pub struct ChannelSender {
     inner: Arc<dyn DataChannel>,
+    /// Woken when everything that was sent has been acknowledged.
+    flushed: Arc<Notify>,
     open: watch::Receiver<bool>,
     label: &'static str,
 }
@@ -33,9 +35,10 @@ impl Channel {
         let (open_tx, open) = watch::channel(false);
         let (message_tx, messages) = mpsc::channel(capacity);
         let stop = CancellationToken::new();
-        let task = poll_events(inner.clone(), open_tx, message_tx, stop.clone());
+        let flushed = Arc::new(Notify::new());
+        let task = poll_events(inner.clone(), open_tx, message_tx, flushed.clone(), stop.clone());
         tokio::spawn(task);
-        Channel { sender: ChannelSender { inner, open, label }, messages, stop }
+        Channel { sender: ChannelSender { inner, flushed, open, label }, messages, stop }
     }
 
     /// The next message; `None` once the channel is closed.
@@ -80,6 +83,27 @@ impl ChannelSender {
         self.inner.send_text(message).await.map_err(|_| self.closed())
     }
 
+    /// Bytes that were sent and are not acknowledged yet; `None` when the channel is closed.
+    pub async fn outstanding(&self) -> Option<u64> {
+        self.inner.outstanding_bytes().await.ok().map(|bytes| bytes as u64)
+    }
+
+    /// Waits until the other side's transport has acknowledged everything that was sent.
+    ///
+    /// # Errors
+    /// [`Code::NoConnection`] when the channel is closed.
+    pub async fn flush(&self) -> Result<(), Failure> {
+        loop {
+            let mut flushed = std::pin::pin!(self.flushed.notified());
+            flushed.as_mut().enable();
+            match self.outstanding().await {
+                Some(0) => return Ok(()),
+                Some(_) => flushed.await,
+                None => return Err(self.closed()),
+            }
+        }
+    }
+
     /// Lets the connection send what it has queued: after DTLS, `rtc` 0.21.1 leaves the SCTP handshake to the next timer, 200 ms later.
     pub async fn nudge(&self) {
         // Setting the threshold to its default changes nothing and wakes the driver.
@@ -91,7 +115,13 @@ impl ChannelSender {
     }
 }
 
-async fn poll_events(inner: Arc<dyn DataChannel>, open: watch::Sender<bool>, messages: mpsc::Sender<Bytes>, stop: CancellationToken) {
+async fn poll_events(
+    inner: Arc<dyn DataChannel>,
+    open: watch::Sender<bool>,
+    messages: mpsc::Sender<Bytes>,
+    flushed: Arc<Notify>,
+    stop: CancellationToken,
+) {
     loop {
         let event = tokio::select! {
             biased;
@@ -110,7 +140,12 @@ async fn poll_events(inner: Arc<dyn DataChannel>, open: watch::Sender<bool>, mes
                     sent = messages.send(message.data.freeze()) => if sent.is_err() { return },
                 }
             }
-            Some(DataChannelEvent::OnClose) | None => return,
+            // The threshold is zero.
+            Some(DataChannelEvent::OnBufferedAmountLow) => flushed.notify_waiters(),
+            Some(DataChannelEvent::OnClose) | None => {
+                flushed.notify_waiters();
+                return;
+            }
             Some(_) => {}
         }
     }

@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,7 +23,7 @@ use webrtc::{
 
 use super::{
     channel::Channel,
-    udp::{BufferedRuntime, granted_receive_buffer},
+    udp::{BufferedRuntime, granted_receive_buffer, route_mtu},
 };
 use crate::domain::{
     error::{Code, Failure},
@@ -33,6 +36,13 @@ const SEND_LIMIT: usize = 2 << 20;
 /// The receive buffer below which the SCTP window is narrowed, in bytes.
 const NARROW_BUFFER: usize = 2 << 20;
 
+/// The SCTP packet that every path carries (the crate's default): 1280 bytes of IPv6, less what is around it.
+const EVERYWHERE_MTU: u32 = 1191;
+/// The longest SCTP packet we make: it has to fit a DTLS record of 2¹⁴ bytes (RFC 6347 §4.1.1.1).
+const WIDEST_MTU: u32 = 16_000;
+/// What is around an SCTP packet: IPv6 and UDP headers (48 bytes), DTLS record with AES-GCM (37 bytes).
+const OVERHEAD: u32 = 85;
+
 /// How to reach the other side.
 #[derive(Debug, Clone, Default)]
 pub struct PeerOptions {
@@ -44,6 +54,29 @@ pub struct PeerOptions {
     pub relay_only: bool,
     /// The SCTP receive window in bytes; absent: as wide as the socket buffers allow.
     pub receive_window: Option<u32>,
+    /// How long its packets may be.
+    pub path_mtu: PathMtu,
+}
+
+/// The longest SCTP packet that a path carries, once something is known of it. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct PathMtu(Arc<AtomicU32>);
+
+impl PathMtu {
+    /// In bytes; `None`: nothing is known, so packets are such that every path carries them.
+    pub fn get(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|&mtu| mtu > EVERYWHERE_MTU)
+    }
+
+    /// It turned out not to carry so much: from now on nothing is known.
+    pub fn forget(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// From the longest IP packet.
+    fn of_route(mtu: u32) -> Self {
+        PathMtu(Arc::new(AtomicU32::new(mtu.saturating_sub(OVERHEAD).min(WIDEST_MTU))))
+    }
 }
 
 /// A negotiated channel (RFC 8832 §4, without the handshake): both sides create it with the same id.
@@ -138,7 +171,7 @@ impl PeerConnection {
         let bind: Vec<SocketAddr> = if options.bind.is_empty() { vec![SocketAddr::from(([0, 0, 0, 0], 0))] } else { options.bind.clone() };
         let builder = PeerConnectionBuilder::new()
             .with_configuration(configuration(options))
-            .with_setting_engine(settings(options.receive_window))
+            .with_setting_engine(settings(options.receive_window, options.path_mtu.get().unwrap_or(EVERYWHERE_MTU)))
             .with_handler(Arc::new(handler))
             .with_runtime(Arc::new(BufferedRuntime::new()))
             .with_udp_addrs(bind)
@@ -233,6 +266,15 @@ impl PeerConnection {
         Some(route_of(&local, &remote, rtt.unwrap_or_default()))
     }
 
+    /// What the path in use carries, if it is direct, and as far as the kernel knows its way: a local network or this machine itself. A
+    /// path through the Internet has routers that the kernel knows nothing of.
+    pub async fn path_mtu(&self) -> PathMtu {
+        let Some(route) = self.route().await.filter(|route| route.kind == RouteKind::Direct) else { return PathMtu::default() };
+        let address = route.remote.rsplit(' ').next().and_then(|address| address.rsplit_once(':'));
+        let remote = address.and_then(|(ip, _)| ip.trim_matches(['[', ']']).parse().ok());
+        remote.and_then(route_mtu).map(PathMtu::of_route).unwrap_or_default()
+    }
+
     /// Closes the connection; what was not acknowledged is lost.
     pub async fn close(&self) {
         if let Err(error) = self.inner.close().await {
@@ -264,9 +306,10 @@ fn configuration(options: &PeerOptions) -> webrtc::peer_connection::RTCConfigura
     RTCConfigurationBuilder::new().with_ice_servers(servers).with_ice_transport_policy(policy).build()
 }
 
-fn settings(receive_window: Option<u32>) -> webrtc::peer_connection::SettingEngine {
+fn settings(receive_window: Option<u32>, mtu: u32) -> webrtc::peer_connection::SettingEngine {
     let window = receive_window.unwrap_or(if granted_receive_buffer() >= NARROW_BUFFER { 2 << 20 } else { 1 << 20 });
     SettingEngineBuilder::new()
+        .with_sctp_mtu(mtu)
         .with_multicast_dns_mode(MulticastDnsMode::Disabled)
         .with_sctp_max_receive_buffer_size(window)
         .with_sctp_max_message_size(SctpMaxMessageSize::Bounded(256 * 1024))

@@ -16,4 +16,4 @@ pub mod connection;
 mod udp;
 
 pub use channel::{Channel, ChannelSender};
-pub use connection::{ChannelSpec, ConnectionState, Fingerprint, PeerConnection, PeerEvent, PeerOptions};
+pub use connection::{ChannelSpec, ConnectionState, Fingerprint, PathMtu, PeerConnection, PeerEvent, PeerOptions};

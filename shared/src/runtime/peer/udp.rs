@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     io,
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     pin::Pin,
     sync::{
         Arc,
@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::net::sockopt;
 use webrtc::runtime::{AsyncInterval, AsyncTcpListener, AsyncTcpStream, AsyncUdpSocket, JoinHandle, Runtime, TokioRuntime};
 
 /// What we ask the kernel for, in bytes; stock Linux gives 208 KiB of it.
@@ -49,6 +50,16 @@ fn widen(socket: &UdpSocket) -> io::Result<()> {
     let socket = socket2::SockRef::from(socket);
     socket.set_recv_buffer_size(SOCKET_BUFFER)?;
     socket.set_send_buffer_size(SOCKET_BUFFER)
+}
+
+/// The largest IP packet that the way to this address carries as far as the kernel knows, in bytes: the interface's, or less where a
+/// router has said so.
+pub(super) fn route_mtu(remote: IpAddr) -> Option<u32> {
+    let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    // Sends nothing: the kernel only chooses the way.
+    socket.connect((remote, 9)).ok()?;
+    if remote.is_ipv4() { sockopt::ip_mtu(&socket).ok() } else { sockopt::ipv6_mtu(&socket).ok() }
 }
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -47,8 +47,8 @@ impl Package {
 
     fn chunk(&self, index: u32) -> WholeChunk {
         let place = self.places.get(index).unwrap();
-        let mut bytes = Vec::new();
-        self.source.reader(self.places.manifest().clone()).unwrap().read(place, &mut bytes).unwrap();
+        let mut bytes = vec![0; place.chunk.len as usize];
+        self.source.reader(self.places.manifest().clone()).unwrap().read(place, &mut [&mut bytes], true).unwrap();
         WholeChunk { index, place, bytes }
     }
 
@@ -114,7 +114,14 @@ fn fill(partial: &Partial, package: &Package) -> u64 {
 fn check(dir: &Path, package: &Package) {
     for entry in &package.whole.manifest.entries {
         let path = dir.join(entry.path.as_str());
-        assert_eq!(Hash::of(&fs::read(&path).unwrap()), entry.root, "{}", path.display());
+        let bytes = fs::read(&path).unwrap();
+        let mut rest = &bytes[..];
+        for chunk in &entry.chunks {
+            let (bytes, after) = rest.split_at(chunk.len as usize);
+            assert_eq!(Hash::of(bytes), chunk.hash, "{}", path.display());
+            rest = after;
+        }
+        assert!(rest.is_empty(), "{}", path.display());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o100 != 0, entry.executable);
     }
 }
@@ -452,7 +459,7 @@ fn a_download_cannot_leave_its_folder() {
 
     let chunk = Chunk { hash: Hash::of(b"x"), len: 1 };
     let path = format!("{}/x", super::super::files::WORK_FOLDER.to_uppercase()).parse().unwrap();
-    let manifest = Manifest::new(vec![Entry { path, size: 1, executable: false, root: chunk.hash, chunks: vec![chunk] }]).unwrap();
+    let manifest = Manifest::new(vec![Entry { path, size: 1, executable: false, chunks: vec![chunk] }]).unwrap();
     let encoded = manifest.encode();
     let Begun::New(announced) = Destination::new(&out, true).begin(&manifest.summary(&encoded)).unwrap() else { panic!("it is new") };
     assert_eq!(announced.accept(WholeManifest { manifest, encoded }).unwrap_err().code, Code::BadPackage);
@@ -624,13 +631,14 @@ fn a_transfer_survives_the_receivers_death_again_and_again() {
         let mut receiving = Receiving::new(partial.places().clone(), &partial.present());
         let mut sending = Sending::new(partial.places().clone(), receiving.needed().clone(), WINDOW).unwrap();
         let mut lifetime = 3 + dice.roll(10);
-        let mut buf = Vec::new();
+        let mut buf: Vec<u8> = Vec::new();
         while lifetime > 0 && !sending.is_complete() {
             lifetime -= 1;
             let connection = dice.roll(3) as u32;
             match sending.next(connection) {
                 Next::Chunk(index, place) => {
-                    reader.read(place, &mut buf).unwrap();
+                    buf.resize(place.chunk.len as usize, 0);
+                    reader.read(place, &mut [&mut buf], false).unwrap();
                     sent += buf.len() as u64;
                     for (at, piece) in buf.chunks(MAX_PIECE).enumerate() {
                         let header = FrameHeader { transfer: 1, kind: FrameKind::Chunk(index), offset: (at * MAX_PIECE) as u32 };

@@ -5,12 +5,17 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::control_lost;
 use crate::{
-    domain::{frame::FrameHeader, message::TransferId},
+    domain::{
+        error::Failure,
+        frame::{FrameHeader, FrameKind},
+        message::TransferId,
+    },
     runtime::{link::Bulk, peer::ChannelSender},
 };
 
@@ -26,6 +31,36 @@ pub struct Connection {
     pub sender: ChannelSender,
     /// Cancelled when it is gone, and by whoever gives it up.
     pub lost: CancellationToken,
+}
+
+impl Connection {
+    /// Waits until it has room for more; `false`: no more is to be sent on it.
+    pub async fn ready(&self) -> bool {
+        !self.lost.is_cancelled()
+    }
+
+    /// Waits until no more is to be sent on it.
+    pub async fn gone(&self) {
+        self.lost.cancelled().await;
+    }
+
+    /// Waits until a piece may be sent; how long it should be at most.
+    pub async fn credit(&self) -> Result<usize, Failure> {
+        Ok(usize::MAX)
+    }
+
+    /// Bytes that were sent and have not arrived; `None` when it is closed.
+    pub async fn outstanding(&self) -> Option<u64> {
+        self.sender.outstanding().await
+    }
+
+    /// Sends a frame that there was room for.
+    pub async fn send(&self, frame: BytesMut) -> Result<(), Failure> {
+        tokio::select! {
+            () = self.lost.cancelled() => Err(control_lost()),
+            sent = self.sender.send(frame) => sent,
+        }
+    }
 }
 
 /// What arrives for one transfer.
@@ -113,6 +148,9 @@ impl Inner {
             tracing::warn!(connection, "a frame that is none was dropped");
             return;
         };
+        if header.kind == FrameKind::Probe {
+            return;
+        }
         let route = self.routes.lock().expect("no panic happens under this lock").get(&header.transfer).cloned();
         let delivered = match route {
             Some(route) => tokio::select! {

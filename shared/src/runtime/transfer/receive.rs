@@ -1,6 +1,10 @@
-//! The receiving side of a transfer: one blocking thread from frame to disk.
+//! The receiving side of a transfer: one blocking thread from frame to disk, and one that syncs while the first goes on.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::mpsc::SyncSender,
+    thread,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     runtime::Handle,
@@ -10,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     StepPort, control_lost,
+    feed::Decompressor,
     pool::{Inbound, Pool},
 };
 use crate::{
@@ -17,7 +22,7 @@ use crate::{
         error::{Code, Failure},
         frame::{FrameHeader, FrameKind},
         message::{FileAck, FileEnd, FileMeta, FileNeed, FileReady, FileRefused, Step, TransferId},
-        transfer::{Accepted, ChunkSet, ManifestAssembly, PIECE_CHUNKS, Progress, Receiving, WholeManifest, ranges_of},
+        transfer::{Accepted, ChunkSet, ManifestAssembly, PIECE_CHUNKS, Progress, Receiving, WholeChunk, WholeManifest, ranges_of},
     },
     runtime::store::{Begun, Finished, PackageDir, Partial},
 };
@@ -48,11 +53,11 @@ pub async fn receive(
     let transfer = meta.transfer;
     let inbound = pool.route(transfer);
     let (end_tx, ends) = mpsc::channel(4);
-    let ready = FileReady { transfer, manifest_wanted: matches!(begun, Begun::New(_)), window: WINDOW };
+    let ready = FileReady { transfer, manifest_wanted: matches!(begun, Begun::New(_)), window: WINDOW, zstd: true };
     tx.send(Step::Ready(ready)).await.map_err(|_| control_lost())?;
     let stop = CancellationToken::new();
     let _stop_with_us = stop.clone().drop_guard();
-    let writer = Writer { meta, steps: tx.clone(), inbound, ends, progress, stop, runtime: Handle::current() };
+    let writer = Writer { meta, steps: tx.clone(), inbound, ends, synced: mpsc::channel(1).1, progress, stop, runtime: Handle::current() };
     let mut writing = tokio::task::spawn_blocking(move || writer.run(begun));
     let result = loop {
         tokio::select! {
@@ -88,6 +93,8 @@ enum Input {
     Failed(Failure),
     /// Time to sync.
     Due,
+    /// A group is durable.
+    Synced(Result<Vec<u32>, Failure>),
 }
 
 struct Writer {
@@ -95,6 +102,8 @@ struct Writer {
     steps: mpsc::Sender<Step>,
     inbound: mpsc::Receiver<Inbound>,
     ends: mpsc::Receiver<Input>,
+    /// What the syncing thread says; closed while there is none.
+    synced: mpsc::Receiver<Result<Vec<u32>, Failure>>,
     progress: watch::Sender<Progress>,
     stop: CancellationToken,
     runtime: Handle,
@@ -134,7 +143,7 @@ impl Writer {
             match self.next(None) {
                 Input::End(_) => break,
                 Input::Failed(failure) => return Err(failure),
-                Input::Inbound(_) | Input::Due => {}
+                Input::Inbound(_) | Input::Due | Input::Synced(_) => {}
             }
         }
         self.tell(Step::Done(self.end()))?;
@@ -147,27 +156,38 @@ impl Writer {
 
     /// Takes frames until everything is durable and the sender has said that it is done.
     fn fill(&mut self, partial: &Partial, receiving: &mut Receiving) -> Result<(), Failure> {
+        // One group at a time: what is written meanwhile is the next.
+        let (sync_tx, sync_rx) = std::sync::mpsc::sync_channel::<()>(1);
+        let (synced_tx, synced) = mpsc::channel(1);
+        self.synced = synced;
+        thread::scope(|scope| {
+            scope.spawn(move || while sync_rx.recv().is_ok() && synced_tx.blocking_send(partial.sync()).is_ok() {});
+            let filled = self.fill_syncing(partial, receiving, &sync_tx);
+            // The thread ends, also when it is about to tell of a group.
+            drop(sync_tx);
+            self.synced.close();
+            filled
+        })
+    }
+
+    fn fill_syncing(&mut self, partial: &Partial, receiving: &mut Receiving, sync: &SyncSender<()>) -> Result<(), Failure> {
         let mut unsynced = Unsynced::default();
+        let mut decompressor = Decompressor::new()?;
         let mut ended = false;
         while !(receiving.is_complete() && ended) {
             match self.next(unsynced.due()) {
                 Input::Inbound(Inbound::Frame { connection, frame }) => {
                     let (header, piece) = FrameHeader::decode(&frame)?;
-                    match receiving.accept_piece(connection, header, piece)? {
-                        Accepted::More => {}
-                        Accepted::Whole(chunk) => {
-                            unsynced.add(u64::from(chunk.place.chunk.len));
-                            partial.write(&chunk)?;
-                        }
-                        // Written but not yet synced: its acknowledgement comes with its own group.
-                        Accepted::Known(index) if receiving.is_stored(index) => self.acknowledge(&[index])?,
-                        Accepted::Known(_) => {}
-                        Accepted::Corrupt(index) => {
-                            let mut set = ChunkSet::new(receiving.needed().len());
-                            set.insert(index);
-                            self.ask_for(&set)?;
-                        }
+                    // It came again because its connection was lost, and had arrived all the same.
+                    if header.kind == FrameKind::Manifest {
+                        continue;
                     }
+                    let mut accepted = receiving.accept_piece(connection, header, piece)?;
+                    if let Accepted::Compressed(chunk) = accepted {
+                        let bytes = decompressor.decompress(&chunk.bytes, chunk.place.chunk.len);
+                        accepted = receiving.accept_decompressed(WholeChunk { bytes, ..chunk })?;
+                    }
+                    self.handle_accepted(accepted, partial, receiving, &mut unsynced)?;
                 }
                 Input::Inbound(Inbound::Lost(connection)) => receiving.connection_lost(connection),
                 Input::End(end) if end.manifest == self.meta.manifest.id => ended = true,
@@ -179,20 +199,51 @@ impl Writer {
                     }
                     return Err(failure);
                 }
+                Input::Synced(durable) => {
+                    unsynced.syncing = false;
+                    self.handle_durable(&durable?, receiving)?;
+                }
                 Input::Due => {}
             }
             let Progress { needed_bytes, acked_bytes, in_flight, .. } = receiving.progress();
             let last = in_flight > 0 && acked_bytes + in_flight >= needed_bytes;
-            if last || unsynced.is_due() {
-                unsynced = Unsynced::default();
-                let durable = partial.sync()?;
-                for &index in &durable {
-                    receiving.stored(index);
-                }
-                self.acknowledge(&durable)?;
-                self.progress.send_replace(receiving.progress());
+            if !unsynced.syncing && unsynced.since.is_some() && (last || unsynced.is_due()) {
+                unsynced = Unsynced { syncing: true, ..Unsynced::default() };
+                sync.send(()).map_err(|_| Failure::new(Code::Internal, "the syncing thread ended unexpectedly"))?;
             }
         }
+        Ok(())
+    }
+
+    fn handle_accepted(
+        &self,
+        accepted: Accepted,
+        partial: &Partial,
+        receiving: &Receiving,
+        unsynced: &mut Unsynced,
+    ) -> Result<(), Failure> {
+        match accepted {
+            Accepted::Whole(chunk) => {
+                unsynced.add(u64::from(chunk.place.chunk.len));
+                partial.write(&chunk)
+            }
+            // Written but not yet synced: its acknowledgement comes with its own group.
+            Accepted::Known(index) if receiving.is_stored(index) => self.acknowledge(&[index]),
+            Accepted::Corrupt(index) => {
+                let mut set = ChunkSet::new(receiving.needed().len());
+                set.insert(index);
+                self.ask_for(&set)
+            }
+            Accepted::More | Accepted::Known(_) | Accepted::Compressed(_) => Ok(()),
+        }
+    }
+
+    fn handle_durable(&self, durable: &[u32], receiving: &mut Receiving) -> Result<(), Failure> {
+        for &index in durable {
+            receiving.stored(index);
+        }
+        self.acknowledge(durable)?;
+        self.progress.send_replace(receiving.progress());
         Ok(())
     }
 
@@ -213,19 +264,22 @@ impl Writer {
                 Input::Inbound(Inbound::Lost(_)) => assembly = ManifestAssembly::new(self.meta.manifest)?,
                 Input::Failed(failure) => return Err(failure),
                 Input::End(_) => return Err(Failure::new(Code::InvalidRequest, "the sender ended before its list of files was whole")),
-                Input::Due => {}
+                Input::Due | Input::Synced(_) => {}
             }
         }
     }
 
     /// The next input, or [`Input::Due`] when it is time to sync.
     fn next(&mut self, due: Option<Instant>) -> Input {
+        if let Ok(durable) = self.synced.try_recv() {
+            return Input::Synced(durable);
+        }
         if due.is_none_or(|due| due > Instant::now())
             && let Ok(inbound) = self.inbound.try_recv()
         {
             return Input::Inbound(inbound);
         }
-        let (inbound, ends) = (&mut self.inbound, &mut self.ends);
+        let (inbound, ends, synced) = (&mut self.inbound, &mut self.ends, &mut self.synced);
         self.runtime.block_on(async {
             let wait = async {
                 match due {
@@ -236,6 +290,7 @@ impl Writer {
             tokio::select! {
                 () = wait => Input::Due,
                 inbound = inbound.recv() => inbound.map_or_else(|| Input::Failed(control_lost()), Input::Inbound),
+                Some(durable) = synced.recv() => Input::Synced(durable),
                 end = ends.recv() => end.unwrap_or_else(|| Input::Failed(control_lost())),
             }
         })
@@ -271,6 +326,8 @@ impl Writer {
 struct Unsynced {
     bytes: u64,
     since: Option<Instant>,
+    /// A group before it is just being synced.
+    syncing: bool,
 }
 
 impl Unsynced {
@@ -279,8 +336,9 @@ impl Unsynced {
         self.since.get_or_insert_with(Instant::now);
     }
 
+    /// When it is to be synced; the end of the group before is heard of anyway.
     fn due(&self) -> Option<Instant> {
-        self.since.map(|since| since + SYNC_AFTER)
+        self.since.filter(|_| !self.syncing).map(|since| since + SYNC_AFTER)
     }
 
     fn is_due(&self) -> bool {

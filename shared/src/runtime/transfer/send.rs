@@ -5,21 +5,24 @@ use std::{
     time::Duration,
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::{
-    sync::{Notify, watch},
+    runtime::Handle,
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
     time::{Instant, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     StepPort, control_lost,
+    feed::{Feeder, Ready, frames_of},
     pool::{Connection, Pool},
 };
 use crate::{
     domain::{
         error::{Code, Failure},
-        frame::{FrameHeader, FrameKind, HEADER, MAX_PIECE},
+        frame::{FrameHeader, FrameKind, HEADER},
         id::JobId,
         manifest::{ChunkPlace, Hash, ManifestSummary},
         message::{FileEnd, FileMeta, FileReady, FileRefused, Step, TransferId},
@@ -31,19 +34,22 @@ use crate::{
 /// Without an acknowledgement for so long while chunks are under way, the bulk connections are given up: whatever swallowed the
 /// chunks, others will bring them. A line of 70 kbit/s still brings a chunk in this time.
 const STALL: Duration = if cfg!(test) { Duration::from_secs(3) } else { Duration::from_secs(30) };
+/// Chunks that are read ahead of the connections: 2 MiB on average.
+const READ_AHEAD: usize = 16;
 
 /// Reads the chunks of a package; blocking, and called from one thread at a time.
 pub trait ReadChunk: Send + 'static {
-    /// Replaces the buffer's content by the chunk, whose hash has been checked.
+    /// Fills the pieces, one after the other, with the chunk's bytes; together they are as long as it is. With `check`, its hash has
+    /// been checked.
     ///
     /// # Errors
     /// [`Code::BadFile`] when it cannot be read or is no longer what was announced.
-    fn read(&mut self, place: ChunkPlace, buffer: &mut Vec<u8>) -> Result<(), Failure>;
+    fn read(&mut self, place: ChunkPlace, pieces: &mut [&mut [u8]], check: bool) -> Result<(), Failure>;
 }
 
 impl ReadChunk for ChunkReader {
-    fn read(&mut self, place: ChunkPlace, buffer: &mut Vec<u8>) -> Result<(), Failure> {
-        ChunkReader::read(self, place, buffer)
+    fn read(&mut self, place: ChunkPlace, pieces: &mut [&mut [u8]], check: bool) -> Result<(), Failure> {
+        ChunkReader::read(self, place, pieces, check)
     }
 }
 
@@ -90,13 +96,19 @@ async fn send_inner(
         Step::Ready(ready) => ready,
         _ => return Err(tag(out_of_order())),
     };
-    if ready.manifest_wanted {
-        send_manifest(pool, transfer, &encoded).await.map_err(tag)?;
-    }
-    let needed = needed(steps, &places).await.map_err(tag)?;
-    let pump = Arc::new(Pump::new(transfer, places, needed, ready, reader).map_err(tag)?);
+    let needed = if ready.manifest_wanted {
+        send_manifest(pool, transfer, &encoded, needed(steps, &places)).await.map_err(tag)?
+    } else {
+        needed(steps, &places).await.map_err(tag)?
+    };
+    let (pump, ready_tx) = Pump::new(transfer, places, needed, &ready).map_err(tag)?;
+    let pump = Arc::new(pump);
     progress.send_replace(pump.progress());
-    pump.run(pool, steps, summary.id, progress).await.map_err(tag)
+    // However this ends, the reading thread ends with it.
+    let _stop = pump.stop.clone().drop_guard();
+    let feeder = Feeder::new(transfer, pump.clone(), reader, ready.zstd, ready_tx);
+    let feeding = tokio::task::spawn_blocking(move || feeder.run(&Handle::current()));
+    pump.run(pool, steps, summary.id, feeding, progress).await.map_err(tag)
 }
 
 async fn tell(steps: &StepPort, step: Step) -> Result<(), Failure> {
@@ -130,53 +142,107 @@ async fn first_connection(pool: &Pool) -> Connection {
     found.expect("the pool is borrowed, so its sender lives")[0].clone()
 }
 
-/// Sends the manifest's bytes, once more from the start on another connection when one is lost.
-async fn send_manifest(pool: &Pool, transfer: TransferId, encoded: &[u8]) -> Result<(), Failure> {
+/// Sends the manifest's bytes, and waits for the answer. Once more from the start on another connection when the one is lost before it has
+/// come, and given up when it brings nothing: the other side takes what it has already for nothing.
+async fn send_manifest(
+    pool: &Pool,
+    transfer: TransferId,
+    encoded: &[u8],
+    answer: impl Future<Output = Result<ChunkSet, Failure>>,
+) -> Result<ChunkSet, Failure> {
+    let mut answer = std::pin::pin!(answer);
     loop {
         let connection = first_connection(pool).await;
-        if send_pieces(&connection, transfer, FrameKind::Manifest, encoded).await.is_ok() {
-            return Ok(());
+        let frames = frames_of(transfer, FrameKind::Manifest, encoded);
+        let sent = send_frames(&connection, frames).await.is_ok();
+        let mut since = Instant::now();
+        loop {
+            tokio::select! {
+                answer = &mut answer => return answer,
+                () = connection.lost.cancelled() => break,
+                () = sleep_until(since + STALL), if sent => {
+                    since = Instant::now();
+                    if connection.outstanding().await != Some(0) {
+                        tracing::warn!(transfer, "the list of files did not arrive in {STALL:?}; its bulk connection is given up");
+                        connection.lost.cancel();
+                    }
+                }
+            }
         }
-        connection.lost.cancelled().await;
     }
 }
 
-async fn send_pieces(connection: &Connection, transfer: TransferId, kind: FrameKind, bytes: &[u8]) -> Result<(), Failure> {
-    for (number, piece) in bytes.chunks(MAX_PIECE).enumerate() {
-        let header = FrameHeader { transfer, kind, offset: (number * MAX_PIECE) as u32 };
-        let mut frame = BytesMut::with_capacity(HEADER + piece.len());
-        frame.put_slice(&header.encode());
-        frame.put_slice(piece);
-        tokio::select! {
-            () = connection.lost.cancelled() => return Err(control_lost()),
-            sent = connection.sender.send(frame) => sent?,
+async fn send_frames(connection: &Connection, frames: Vec<BytesMut>) -> Result<(), Failure> {
+    for mut frame in frames {
+        let mut room = connection.credit().await?;
+        // A narrow connection gets shorter pieces, so that control messages need not wait behind long ones.
+        while frame.len() - HEADER > room {
+            let (mut header, _) = FrameHeader::decode(&frame)?;
+            let rest = frame.split_off(HEADER + room);
+            header.offset += room as u32;
+            connection.send(std::mem::take(&mut frame)).await?;
+            frame = BytesMut::with_capacity(HEADER + rest.len());
+            frame.extend_from_slice(&header.encode());
+            frame.extend_from_slice(&rest);
+            room = connection.credit().await?;
         }
+        connection.send(frame).await?;
     }
     Ok(())
 }
 
-/// The state that all pumps of a transfer share: decided under the lock, done outside it.
-struct Pump {
+/// The state that the pumps and the feeder of a transfer share: decided under the lock, done outside it.
+pub(super) struct Pump {
     transfer: TransferId,
     /// Number of chunks of the package.
     chunks: u32,
     sending: Mutex<Sending>,
-    /// Woken when an acknowledgement, a loss or a new wish may let a waiting pump go on.
+    /// Woken when an acknowledgement, a loss or a new wish may let the waiting feeder go on, or a connection that drains.
     more: Notify,
-    reader: Arc<Mutex<Box<dyn ReadChunk>>>,
+    /// Chunks that have been read and wait for a connection.
+    ready: tokio::sync::Mutex<mpsc::Receiver<Ready>>,
+    /// The transfer has ended.
+    pub(super) stop: CancellationToken,
 }
 
 impl Pump {
-    fn new(
-        transfer: TransferId,
-        places: Arc<Places>,
-        needed: ChunkSet,
-        ready: FileReady,
-        reader: Box<dyn ReadChunk>,
-    ) -> Result<Self, Failure> {
+    fn new(transfer: TransferId, places: Arc<Places>, needed: ChunkSet, ready: &FileReady) -> Result<(Self, mpsc::Sender<Ready>), Failure> {
         let chunks = places.len();
         let sending = Mutex::new(Sending::new(places, needed, ready.window)?);
-        Ok(Pump { transfer, chunks, sending, more: Notify::new(), reader: Arc::new(Mutex::new(reader)) })
+        let (ready_tx, ready) = mpsc::channel(READ_AHEAD);
+        let (more, stop) = Default::default();
+        let ready = tokio::sync::Mutex::new(ready);
+        Ok((Pump { transfer, chunks, sending, more, ready, stop }, ready_tx))
+    }
+
+    /// The next chunk to read, and whether to check its hash; waits until there is one. `None`: the transfer has ended.
+    pub(super) fn take(&self, runtime: &Handle) -> Option<(u32, ChunkPlace, bool)> {
+        loop {
+            // Registered before the decision, so that no wake-up falls between the two.
+            let mut more = std::pin::pin!(self.more.notified());
+            more.as_mut().enable();
+            if self.stop.is_cancelled() {
+                return None;
+            }
+            let next = self.decide(|sending| match sending.take() {
+                Next::Chunk(index, place) => Some((index, place, sending.is_asked_again(index))),
+                Next::Wait | Next::AllSent => None,
+            });
+            if next.is_some() {
+                return next;
+            }
+            runtime.block_on(async {
+                tokio::select! {
+                    () = more => {}
+                    () = self.stop.cancelled() => {}
+                }
+            });
+        }
+    }
+
+    /// Bytes of content that are acknowledged.
+    pub(super) fn acked(&self) -> u64 {
+        self.progress().acked_bytes
     }
 
     fn decide<T>(&self, decision: impl FnOnce(&mut Sending) -> T) -> T {
@@ -192,12 +258,13 @@ impl Pump {
         pool: &Pool,
         steps: &mut StepPort,
         manifest: Hash,
+        mut feeding: tokio::task::JoinHandle<Result<(), Failure>>,
         progress: &watch::Sender<Progress>,
     ) -> Result<(), Failure> {
         let end = FileEnd { transfer: self.transfer, manifest };
         let mut connections = pool.connections();
         connections.mark_changed();
-        let mut pumps: JoinSet<Result<(), Failure>> = JoinSet::new();
+        let mut pumps: JoinSet<()> = JoinSet::new();
         let mut pumped: Vec<u32> = Vec::new();
         let mut ended = false;
         let mut again: Option<ChunkSetAssembly> = None;
@@ -223,10 +290,13 @@ impl Pump {
                         }
                     }
                 }
-                Some(pump) = pumps.join_next() => match pump {
-                    Ok(result) => result?,
-                    Err(error) => return Err(Failure::new(Code::Internal, format!("a sending task ended unexpectedly: {error}"))),
-                },
+                fed = &mut feeding => {
+                    let ended = |error| Failure::new(Code::Internal, format!("the reading thread ended unexpectedly: {error}"));
+                    return fed.map_err(ended)?.and(Err(control_lost()));
+                }
+                Some(pump) = pumps.join_next() => {
+                    pump.map_err(|error| Failure::new(Code::Internal, format!("a sending task ended unexpectedly: {error}")))?;
+                }
                 step = next(steps) => match step? {
                     Step::Ack(ack) => {
                         moved = Instant::now();
@@ -261,37 +331,19 @@ impl Pump {
         }
     }
 
-    /// Feeds one connection until it is lost. The end of the whole transfer drops the task.
-    async fn pump(self: Arc<Self>, connection: Connection) -> Result<(), Failure> {
-        let mut buffer = Vec::new();
-        while !connection.lost.is_cancelled() {
-            // Registered before the decision, so that no wake-up falls between the two.
-            let mut more = std::pin::pin!(self.more.notified());
-            more.as_mut().enable();
-            match self.decide(|sending| sending.next(connection.number)) {
-                Next::Chunk(index, place) => {
-                    buffer = self.read(place, buffer).await?;
-                    if send_pieces(&connection, self.transfer, FrameKind::Chunk(index), &buffer).await.is_err() {
-                        connection.lost.cancelled().await;
-                    }
-                }
-                Next::Wait | Next::AllSent => tokio::select! {
-                    () = more => {}
-                    () = connection.lost.cancelled() => {}
-                },
+    /// Feeds one connection until it is lost or retired. The end of the whole transfer drops the task.
+    async fn pump(self: Arc<Self>, connection: Connection) {
+        while connection.ready().await {
+            let chunk = tokio::select! {
+                () = connection.gone() => break,
+                chunk = async { self.ready.lock().await.recv().await } => chunk,
+            };
+            let Some(Ready { index, frames }) = chunk else { return };
+            if self.decide(|sending| sending.given(index, connection.number)) && send_frames(&connection, frames).await.is_err() {
+                connection.lost.cancelled().await;
             }
         }
         self.decide(|sending| sending.connection_lost(connection.number));
         self.more.notify_waiters();
-        Ok(())
-    }
-
-    async fn read(&self, place: ChunkPlace, mut buffer: Vec<u8>) -> Result<Vec<u8>, Failure> {
-        let reader = self.reader.clone();
-        let reading = tokio::task::spawn_blocking(move || {
-            let mut reader = reader.lock().map_err(|_| Failure::new(Code::Internal, "reading failed before"))?;
-            reader.read(place, &mut buffer).map(|()| buffer)
-        });
-        reading.await.map_err(|error| Failure::new(Code::Internal, format!("a reading thread ended unexpectedly: {error}")))?
     }
 }
