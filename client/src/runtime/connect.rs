@@ -67,7 +67,7 @@ impl Connector {
             ice_servers: remote.ice_servers.clone(),
             bind: bind_or_default(remote.bind.clone(), &api),
             relay_only: remote.relay_only,
-            receive_window: None,
+            ..PeerOptions::default()
         };
         let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
         let (wanted, known) = (remote.worker.clone(), KnownWorkers::new(&remote.config_dir));

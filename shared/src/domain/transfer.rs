@@ -4,6 +4,7 @@
 //! * [`Sending`]: the sender's side: chunks in order, over as many bulk connections as there are, within a window
 //! * [`Receiving`]: the receiver's side: pieces → verified chunks, and what to ask for again
 //! * [`ManifestAssembly`]: pieces → a verified manifest
+//! * [`Windows`]: how many bytes each bulk connection may have under way
 //! * [`Places`]: where each chunk of a manifest lies, by its index
 //!
 //! Both sides are driven: they hold no socket, no file and no clock. What a connection loses is sent again; what is durable
@@ -13,6 +14,7 @@ mod assembly;
 mod chunk_set;
 mod receiving;
 mod sending;
+mod window;
 
 use std::{ops::Range, sync::Arc};
 
@@ -20,6 +22,7 @@ pub use assembly::{ManifestAssembly, WholeManifest};
 pub use chunk_set::{ChunkSet, ChunkSetAssembly, PIECE_CHUNKS, ranges_of};
 pub use receiving::{Accepted, Receiving, WholeChunk};
 pub use sending::{Next, Sending};
+pub use window::Windows;
 
 use super::manifest::{ChunkPlace, Manifest};
 

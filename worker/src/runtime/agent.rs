@@ -129,7 +129,7 @@ pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown
             bind.push(SocketAddr::from(([127, 0, 0, 1], 0)));
         }
     }
-    let options = PeerOptions { ice_servers: config.ice_servers.clone(), bind, relay_only: config.relay_only, receive_window: None };
+    let options = PeerOptions { ice_servers: config.ice_servers.clone(), bind, relay_only: config.relay_only, ..PeerOptions::default() };
     let agent = Agent { config, api, identity, desk, facts, options, events, shutdown: shutdown.clone() };
     let result = stop.run_until_cancelled(agent.run()).await.unwrap_or(Ok(()));
     stop.cancel();

@@ -80,6 +80,11 @@ impl ChannelSender {
         self.inner.send_text(message).await.map_err(|_| self.closed())
     }
 
+    /// Bytes that were sent and are not acknowledged yet; `None` when the channel is closed.
+    pub async fn outstanding(&self) -> Option<u64> {
+        self.inner.outstanding_bytes().await.ok().map(|bytes| bytes as u64)
+    }
+
     /// Lets the connection send what it has queued: after DTLS, `rtc` 0.21.1 leaves the SCTP handshake to the next timer, 200 ms later.
     pub async fn nudge(&self) {
         // Setting the threshold to its default changes nothing and wakes the driver.

@@ -142,15 +142,16 @@ async fn send_manifest(pool: &Pool, transfer: TransferId, encoded: &[u8]) -> Res
 }
 
 async fn send_pieces(connection: &Connection, transfer: TransferId, kind: FrameKind, bytes: &[u8]) -> Result<(), Failure> {
-    for (number, piece) in bytes.chunks(MAX_PIECE).enumerate() {
-        let header = FrameHeader { transfer, kind, offset: (number * MAX_PIECE) as u32 };
+    let mut offset = 0;
+    while offset < bytes.len() {
+        let credit = connection.credit().await?.min(MAX_PIECE);
+        let piece = &bytes[offset..bytes.len().min(offset + credit)];
+        let header = FrameHeader { transfer, kind, offset: offset as u32 };
         let mut frame = BytesMut::with_capacity(HEADER + piece.len());
         frame.put_slice(&header.encode());
         frame.put_slice(piece);
-        tokio::select! {
-            () = connection.lost.cancelled() => return Err(control_lost()),
-            sent = connection.sender.send(frame) => sent?,
-        }
+        connection.send(frame).await?;
+        offset += piece.len();
     }
     Ok(())
 }
@@ -264,7 +265,8 @@ impl Pump {
     /// Feeds one connection until it is lost. The end of the whole transfer drops the task.
     async fn pump(self: Arc<Self>, connection: Connection) -> Result<(), Failure> {
         let mut buffer = Vec::new();
-        while !connection.lost.is_cancelled() {
+        let _in_use = connection.in_use();
+        while connection.ready().await {
             // Registered before the decision, so that no wake-up falls between the two.
             let mut more = std::pin::pin!(self.more.notified());
             more.as_mut().enable();
@@ -277,13 +279,29 @@ impl Pump {
                 }
                 Next::Wait | Next::AllSent => tokio::select! {
                     () = more => {}
-                    () = connection.lost.cancelled() => {}
+                    () = connection.gone() => {}
                 },
             }
         }
+        self.drain(&connection).await;
         self.decide(|sending| sending.connection_lost(connection.number));
         self.more.notify_waiters();
         Ok(())
+    }
+
+    /// Waits until what the connection carries has been acknowledged, or it is lost.
+    async fn drain(&self, connection: &Connection) {
+        loop {
+            let mut more = std::pin::pin!(self.more.notified());
+            more.as_mut().enable();
+            if connection.lost.is_cancelled() || !self.decide(|sending| sending.is_carrying(connection.number)) {
+                return;
+            }
+            tokio::select! {
+                () = more => {}
+                () = connection.lost.cancelled() => {}
+            }
+        }
     }
 
     async fn read(&self, place: ChunkPlace, mut buffer: Vec<u8>) -> Result<Vec<u8>, Failure> {
