@@ -1,82 +1,151 @@
 //! How many bulk connections a transfer should have, found while it runs.
 //!
 //! Congestion control is each connection's own, and a lost packet halves one of them: on a lossy or long path several together carry
-//! what one cannot; on a short one they only cost. So: begin with one, go to four when the transfer turns out to be long, double as long as
-//! that carries more, stop where it does not.
+//! what one cannot; on others they only cost. So: begin with one; try more when the transfer goes on long enough for it; more still while that
+//! carries more; back where it did not. What an attempt costs is small, because all connections share one window.
+//!
+//! ```text
+//!   Settling ──connections are open, slow start is over──► Measuring ──more helps──► Settling (with more)
+//!                                                            │  ▲
+//!                      it did not help, or all is tried      ▼  │ the rate fell, or it was long ago
+//!                                                          Content
+//! ```
 
 use std::time::Duration;
 
 /// The most connections of a transfer.
-const MOST: u32 = 16;
-/// After a change, the rate is looked at from here on: connecting and slow start are over.
-const SETTLE: Duration = Duration::from_millis(750);
-/// For so long.
-const WINDOW: Duration = Duration::from_millis(1000);
+const MOST: u32 = 32;
 /// From one connection to so many: the step that costs little and helps most.
 const FIRST_STEP: u32 = 4;
-/// What doubling must bring to be worth it.
-const GAIN: f64 = 1.15;
-/// A rate that falls to this part of the best one means that the path has changed: more connections get another try.
-const COLLAPSE: f64 = 0.5;
+/// The first connection has found its rate when it grew by less than this from one window to the next.
+const RISING: f64 = 1.5;
+/// What more connections must bring to be worth it.
+const GAIN: f64 = 1.12;
+/// What they must bring for the next step to be as large as the first, and not only a doubling.
+const MUCH: f64 = 1.6;
+/// With less than this left at the present rate, nothing is tried any more: opening takes about as long.
+const WORTHWHILE: Duration = Duration::from_millis(1500);
+/// A rate that falls to this part of what it was means that the path has changed.
+const COLLAPSE: f64 = 0.6;
+/// In a long transfer, one step more is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(60);
+/// For opening connections; after that, those that are there are what can be had.
+const OPENING: Duration = Duration::from_secs(5);
+
+/// How a transfer goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Look {
+    /// Since the transfer began.
+    pub now: Duration,
+    /// Bytes that were carried since any one moment.
+    pub carried: u64,
+    /// Bytes that are still to come.
+    pub left: u64,
+    /// Connections that are open.
+    pub open: u32,
+    /// The path's round trip, as far as it is known.
+    pub round_trip: Duration,
+}
 
 /// Decides the number of connections from what has been acknowledged.
 #[derive(Debug)]
 pub struct Growth {
     connections: u32,
-    /// The rate before the last doubling, bytes a second.
-    before: Option<f64>,
-    best: f64,
-    settled: bool,
-    /// When the last change was made, or the last window ended.
-    changed: Duration,
-    /// Where the present window began.
-    window: Option<(Duration, u64)>,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    /// The number was changed then; before that, this was carried.
+    Settling { changed: Duration, open: Option<Duration>, before: Option<Before> },
+    /// Counting since then what this number carries; the window before this one carried so much.
+    Measuring { since: Duration, carried: u64, before: Option<Before>, last: Option<f64> },
+    /// Nothing is tried until the rate falls below a part of this one, or so much time has passed.
+    Content { rate: f64, until: Duration, since: Duration, carried: u64 },
+}
+
+/// What so many connections carried, bytes a second.
+#[derive(Debug, Clone, Copy)]
+struct Before {
+    connections: u32,
+    rate: f64,
 }
 
 impl Default for Growth {
     fn default() -> Self {
-        Growth { connections: 1, before: None, best: 0.0, settled: false, changed: Duration::ZERO, window: None }
+        Growth { connections: 1, phase: Phase::Settling { changed: Duration::ZERO, open: None, before: None } }
     }
 }
 
 impl Growth {
-    /// How many connections to have, `now` after the transfer's begin, with so many bytes acknowledged.
-    pub fn handle_progress(&mut self, now: Duration, acked: u64) -> u32 {
-        let Some((since, bytes)) = self.window else {
-            if now >= self.changed + SETTLE {
-                self.window = Some((now, acked));
+    /// How many connections to have.
+    pub fn handle_look(&mut self, look: Look) -> u32 {
+        let Look { now, carried, round_trip, .. } = look;
+        let window = (round_trip * 6).clamp(Duration::from_millis(250), Duration::from_millis(1500));
+        match self.phase {
+            Phase::Settling { changed, open: None, before } => {
+                if (look.open >= self.connections || now >= changed + OPENING) && carried > 0 {
+                    self.phase = Phase::Settling { changed, open: Some(now), before };
+                }
             }
-            return self.connections;
-        };
-        if now < since + WINDOW {
-            return self.connections;
+            Phase::Settling { open: Some(open), before, .. } => {
+                let settle = if before.is_some() {
+                    (round_trip * 6).clamp(Duration::from_millis(150), Duration::from_millis(1500))
+                } else {
+                    Duration::ZERO
+                };
+                if now >= open + settle {
+                    self.phase = Phase::Measuring { since: now, carried, before, last: None };
+                }
+            }
+            Phase::Measuring { since, carried: at, before, last } if now >= since + window => {
+                let rate = carried.saturating_sub(at) as f64 / (now - since).as_secs_f64();
+                if before.is_none() && last.is_none_or(|last| rate > last * RISING) {
+                    self.phase = Phase::Measuring { since: now, carried, before, last: Some(rate) };
+                } else {
+                    self.handle_rate(look, rate, before);
+                }
+            }
+            Phase::Content { rate, until, since, carried: at } if now >= since + window * 4 => {
+                let present = carried.saturating_sub(at) as f64 / (now - since).as_secs_f64();
+                if present < rate * COLLAPSE || now >= until {
+                    self.phase = Phase::Measuring { since: now, carried, before: None, last: Some(present) };
+                } else {
+                    self.phase = Phase::Content { rate: rate.max(present), until, since: now, carried };
+                }
+            }
+            Phase::Measuring { .. } | Phase::Content { .. } => {}
         }
-        let rate = acked.saturating_sub(bytes) as f64 / (now - since).as_secs_f64();
-        self.window = Some((now, acked));
-        self.handle_rate(now, rate);
         self.connections
     }
 
-    fn handle_rate(&mut self, now: Duration, rate: f64) {
-        if self.settled {
-            if rate >= self.best * COLLAPSE {
-                self.best = self.best.max(rate);
-                return;
-            }
-            self.best = rate;
-            self.before = None;
-            self.settled = false;
-        }
-        self.best = self.best.max(rate);
-        let worth_it = self.before.is_none_or(|before| rate > before * GAIN);
-        if !worth_it || self.connections >= MOST {
-            self.settled = true;
+    fn handle_rate(&mut self, look: Look, rate: f64, before: Option<Before>) {
+        let had = self.connections;
+        let gain = before.map_or(f64::INFINITY, |before| rate / before.rate.max(1.0));
+        if let Some(before) = before
+            && before.connections < had
+            && gain < GAIN
+        {
+            self.connections = before.connections;
+            self.rest(look, before.rate);
             return;
         }
-        self.before = Some(rate);
-        self.connections = if self.connections == 1 { FIRST_STEP } else { self.connections * 2 };
-        self.changed = now;
-        self.window = None;
+        let soon = look.left as f64 <= rate * WORTHWHILE.as_secs_f64();
+        if soon || had >= MOST {
+            self.rest(look, rate);
+            return;
+        }
+        let step = match before {
+            None if had == 1 => FIRST_STEP,
+            Some(_) if gain >= MUCH => FIRST_STEP,
+            _ => 2,
+        };
+        self.connections = (had * step).min(MOST);
+        self.phase = Phase::Settling { changed: look.now, open: None, before: Some(Before { connections: had, rate }) };
+    }
+
+    fn rest(&mut self, look: Look, rate: f64) {
+        self.phase = Phase::Content { rate, until: look.now + AGAIN, since: look.now, carried: look.carried };
     }
 }
 
@@ -84,31 +153,61 @@ impl Growth {
 mod tests {
     use super::*;
 
-    /// Runs a transfer over a path that gives this rate (bytes a second) to so many connections.
-    fn run(seconds: u64, rate: impl Fn(u64, u32) -> f64) -> u32 {
-        let (mut growth, mut acked, mut connections) = (Growth::default(), 0.0, 1);
-        for step in 0..seconds * 10 {
-            acked += rate(step / 10, connections) / 10.0;
-            connections = growth.handle_progress(Duration::from_millis(step * 100), acked as u64);
+    /// Runs a transfer over a path that gives this rate (bytes a second) to so many connections; the numbers it had, in order.
+    fn run(bytes: f64, round_trip: u64, rate: impl Fn(u64, u32) -> f64) -> Vec<u32> {
+        let (mut growth, mut carried, mut had) = (Growth::default(), 0.0, vec![1]);
+        for step in 0..200 * 20 {
+            let connections = *had.last().unwrap();
+            carried += rate(step / 20, connections) / 20.0;
+            if carried >= bytes {
+                break;
+            }
+            let wanted = growth.handle_look(Look {
+                now: Duration::from_millis(step * 50),
+                carried: carried as u64,
+                left: (bytes - carried) as u64,
+                open: connections,
+                round_trip: Duration::from_millis(round_trip),
+            });
+            if wanted != connections {
+                had.push(wanted);
+            }
         }
-        connections
+        had
     }
 
     #[test]
     fn a_lossy_path_gets_as_many_as_help() {
-        assert_eq!(run(60, |_, n| 1.4e6 * f64::from(n)), 16);
-        assert_eq!(run(60, |_, n| (1.8e6 * f64::from(n)).min(11e6)), 16);
+        assert_eq!(run(2e9, 50, |_, n| 1.4e6 * f64::from(n)), [1, 4, 16, 32]);
+        assert_eq!(run(500e6, 30, |_, n| (1.8e6 * f64::from(n)).min(11e6)), [1, 4, 16, 32, 16], "the last step is taken back");
     }
 
     #[test]
-    fn a_path_that_one_connection_fills_gets_one_try_more() {
-        assert_eq!(run(60, |_, _| 110e6), 4);
-        assert_eq!(run(1, |_, _| 110e6), 1, "a short transfer stays as it is");
+    fn a_path_that_one_connection_fills_gets_one_try_more_and_then_one_connection() {
+        assert_eq!(run(4e9, 50, |_, _| 110e6), [1, 4, 1]);
+    }
+
+    #[test]
+    fn a_short_transfer_stays_as_it_is() {
+        assert_eq!(run(67e6, 1, |_, _| 110e6), [1]);
+        assert_eq!(run(1.5e6, 40, |_, n| 1e6 * f64::from(n)), [1]);
     }
 
     #[test]
     fn a_path_that_turns_bad_gets_another_try() {
-        assert_eq!(run(20, |_, _| 100e6), 4);
-        assert_eq!(run(120, |second, n| if second < 20 { 100e6 } else { 1e6 * f64::from(n) }), 16);
+        let had = run(20e9, 30, |second, n| if second < 20 { 100e6 } else { 1e6 * f64::from(n) });
+        assert_eq!(had, [1, 4, 1, 4, 16, 32]);
+    }
+
+    #[test]
+    fn connections_that_cannot_be_opened_do_not_hold_it_up() {
+        let mut growth = Growth::default();
+        let mut wanted = 1;
+        for step in 0..400u64 {
+            let now = Duration::from_millis(step * 50);
+            let look = Look { now, carried: step * 50_000, left: 1 << 30, open: 1, round_trip: Duration::from_millis(50) };
+            wanted = growth.handle_look(look);
+        }
+        assert_eq!(wanted, 1, "more was tried, and brought nothing");
     }
 }

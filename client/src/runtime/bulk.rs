@@ -1,6 +1,7 @@
 //! Bulk connections of a conversation, described over its control connection.
 //!
-//! As many are kept as were asked for: each place has a task that opens a connection, waits until it is lost, and opens the next.
+//! As many are kept as were asked for: each place has a task that opens a connection, waits until it is lost, and opens the next. Places that
+//! are no longer wanted let their connection go once what it carries is acknowledged.
 
 use std::{
     collections::HashMap,
@@ -38,8 +39,8 @@ pub(super) struct BulkDialer {
 
 #[derive(Default)]
 struct State {
-    /// Places that have a task.
-    places: u32,
+    /// Places that have a task; cancelled when one is no longer wanted.
+    places: Vec<CancellationToken>,
     /// The last number that was given to a connection.
     last: u32,
     /// Where descriptions for a connection go while it lives.
@@ -65,39 +66,42 @@ impl BulkDialer {
         }
     }
 
-    /// Keeps so many connections open until the conversation ends; never fewer than before.
+    /// From now on, so many connections are kept open until the conversation ends. Surplus ones, the latest first, carry nothing new.
     pub(super) fn keep(self: Arc<Self>, connections: u32) {
-        let new = self.with_state(|state| {
-            let new = connections.saturating_sub(state.places);
-            state.places += new;
-            new
+        let connections = connections as usize;
+        let (surplus, new) = self.with_state(|state| {
+            let surplus = state.places.split_off(connections.min(state.places.len()));
+            let new: Vec<_> = (state.places.len()..connections).map(|_| CancellationToken::new()).collect();
+            state.places.extend(new.iter().cloned());
+            (surplus, new)
         });
-        for _ in 0..new {
+        surplus.iter().for_each(CancellationToken::cancel);
+        for unwanted in new {
             let (dialer, stop) = (self.clone(), self.stop.clone());
-            tokio::spawn(async move { stop.run_until_cancelled(dialer.serve()).await });
+            tokio::spawn(async move { stop.run_until_cancelled(dialer.serve(unwanted)).await });
         }
     }
 
-    async fn serve(&self) {
-        loop {
+    async fn serve(&self, unwanted: CancellationToken) {
+        while !unwanted.is_cancelled() {
             let number = self.with_state(|state| {
                 state.last += 1;
                 state.last
             });
-            let opened = self.open(number).await;
+            let opened = self.open(number, &unwanted).await;
             self.with_state(|state| state.ports.remove(&number));
             match opened {
-                Ok(()) => tracing::info!(number, "a bulk connection was lost; the next one is opened"),
+                Ok(()) => tracing::info!(number, "a bulk connection has ended"),
                 Err(failure) => {
                     tracing::info!(number, %failure, "a bulk connection could not be opened");
-                    tokio::time::sleep(RETRY).await;
+                    unwanted.run_until_cancelled(tokio::time::sleep(RETRY)).await;
                 }
             }
         }
     }
 
-    /// Opens one connection and waits until it is lost.
-    async fn open(&self, number: u32) -> Result<(), Failure> {
+    /// Opens one connection and waits until it is lost, or was let go.
+    async fn open(&self, number: u32, unwanted: &CancellationToken) -> Result<(), Failure> {
         let (ours, mut theirs) = ports();
         self.with_state(|state| state.ports.insert(number, theirs.tx.clone()));
         let forward = async {
@@ -114,12 +118,16 @@ impl BulkDialer {
         };
         let mut forward = std::pin::pin!(forward);
         let bulk = tokio::select! {
+            () = unwanted.cancelled() => return Ok(()),
             bulk = dial_bulk(number, &self.key, &self.options, ours) => bulk?,
             () = &mut forward => return Err(Failure::new(Code::NoConnection, "the control connection is gone")),
         };
         self.pool.add(bulk);
         // The connection's end of the port closes with the connection.
-        forward.await;
+        if unwanted.run_until_cancelled(&mut forward).await.is_none() {
+            self.pool.retire(number);
+            forward.await;
+        }
         Ok(())
     }
 

@@ -5,7 +5,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -38,6 +41,10 @@ const PROBE: Duration = Duration::from_secs(3);
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
+/// The round trip that is assumed before one was measured.
+const ROUND_TRIP: Duration = Duration::from_millis(100);
+const UNKNOWN: u64 = u64::MAX;
+
 /// What a link brings.
 pub(super) enum Incoming {
     /// A message that is neither a journal entry nor part of a transfer.
@@ -59,6 +66,8 @@ pub(super) struct Conversation {
     bulk: Arc<BulkDialer>,
     carrier: Arc<Carrier>,
     probe: Arc<Notify>,
+    /// The shortest time from a ping to its answer, in microseconds.
+    round_trip: Arc<AtomicU64>,
     stop: CancellationToken,
     _stop: DropGuard,
 }
@@ -76,7 +85,7 @@ impl Conversation {
         let options = PeerOptions { path_mtu, ..options.clone() };
         let bulk = Arc::new(BulkDialer::new(proven.bulk_key, options, out.clone(), pool.clone(), stop.clone()));
         tokio::spawn(write(control.sender().clone(), outgoing, stop.clone()));
-        let probe = Arc::new(Notify::new());
+        let (probe, round_trip) = (Arc::new(Notify::new()), Arc::new(AtomicU64::new(UNKNOWN)));
         let reader = Reader {
             inbox: inbox_tx,
             steps: steps.clone(),
@@ -84,13 +93,15 @@ impl Conversation {
             out: out.clone(),
             carrier: carrier.clone(),
             probe: probe.clone(),
+            round_trip: round_trip.clone(),
             pings: 0,
+            pinged: None,
             heard: Instant::now(),
             probed: None,
         };
         let reader_stop = stop.clone();
         tokio::spawn(async move { reader_stop.run_until_cancelled(reader.run(control, progress)).await });
-        Conversation { out, inbox, pool, steps, bulk, carrier, probe, _stop: stop.clone().drop_guard(), stop }
+        Conversation { out, inbox, pool, steps, bulk, carrier, probe, round_trip, _stop: stop.clone().drop_guard(), stop }
     }
 
     /// Sends one message.
@@ -122,6 +133,23 @@ impl Conversation {
     /// From now on there are so many bulk connections, or as many as there were.
     pub(super) fn keep_bulk(&self, connections: u32) {
         self.bulk.clone().keep(connections);
+    }
+
+    /// How many bulk connections are open.
+    pub(super) fn open_bulk(&self) -> u32 {
+        self.pool.connections().borrow().len() as u32
+    }
+
+    /// Bytes that bulk connections have carried, in either direction.
+    pub(super) fn carried(&self) -> u64 {
+        self.pool.carried()
+    }
+
+    /// The path's round trip, as far as it is known.
+    pub(super) fn round_trip(&self) -> Duration {
+        let pinged = self.round_trip.load(Ordering::Relaxed);
+        let pinged = if pinged == UNKNOWN { ROUND_TRIP } else { Duration::from_micros(pinged) };
+        self.pool.round_trip().unwrap_or(pinged)
     }
 
     /// The way that one transfer's steps take.
@@ -181,8 +209,11 @@ struct Reader {
     out: mpsc::Sender<ToWorker>,
     carrier: Arc<Carrier>,
     probe: Arc<Notify>,
+    round_trip: Arc<AtomicU64>,
     /// How many pings have been sent.
     pings: u64,
+    /// The last one of them, and when.
+    pinged: Option<(u64, Instant)>,
     heard: Instant,
     /// The ping that must be answered, and by when.
     probed: Option<(u64, Instant)>,
@@ -230,6 +261,7 @@ impl Reader {
     fn ping(&mut self) -> Option<u64> {
         self.pings += 1;
         let n = self.pings;
+        self.pinged = Some((n, Instant::now()));
         self.out.try_send(ToWorker::Ping(Ping { n })).is_ok().then_some(n)
     }
 
@@ -257,6 +289,9 @@ impl Reader {
                 Ok(())
             }
             ToClient::Pong(Ping { n }) => {
+                if let Some((_, at)) = self.pinged.take_if(|(ping, _)| *ping == n) {
+                    self.round_trip.fetch_min(at.elapsed().as_micros() as u64, Ordering::Relaxed);
+                }
                 // Other messages may have been under way when the worker went.
                 self.probed = self.probed.filter(|(probe, _)| n < *probe);
                 Ok(())

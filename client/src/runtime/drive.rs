@@ -50,7 +50,7 @@ use crate::domain::{
 };
 
 /// Between two looks at how a transfer goes.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(50);
 const SUBMIT: Req = 2;
 const WATCH: Req = 3;
 const FETCH: Req = 4;

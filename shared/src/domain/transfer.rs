@@ -5,6 +5,7 @@
 //! * [`Compression`]: whether compressing the chunks pays
 //! * [`Receiving`]: the receiver's side: pieces → verified chunks, and what to ask for again
 //! * [`ManifestAssembly`]: pieces → a verified manifest
+//! * [`Windows`]: how many bytes each bulk connection may have under way
 //! * [`Places`]: where each chunk of a manifest lies, by its index
 //!
 //! Both sides are driven: they hold no socket, no file and no clock. What a connection loses is sent again; what is durable
@@ -15,6 +16,7 @@ mod chunk_set;
 mod compression;
 mod receiving;
 mod sending;
+mod window;
 
 use std::{ops::Range, sync::Arc};
 
@@ -23,6 +25,7 @@ pub use chunk_set::{ChunkSet, ChunkSetAssembly, PIECE_CHUNKS, ranges_of};
 pub use compression::Compression;
 pub use receiving::{Accepted, Receiving, WholeChunk};
 pub use sending::{Next, Sending};
+pub use window::Windows;
 
 use super::manifest::{ChunkPlace, Manifest};
 

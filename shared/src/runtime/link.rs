@@ -35,8 +35,12 @@ use crate::domain::{
 const ESTABLISH: Duration = Duration::from_secs(30);
 /// How long a probe of the path's packet length may take.
 const PROBE: Duration = Duration::from_millis(1500);
-/// The receive window of every bulk connection but the first, in bytes.
-const FURTHER_WINDOW: u32 = 512 << 10;
+/// The receive windows of bulk connections: the first one's and every further one's, in bytes. With 32 of them, what a receiver can be
+/// made to hold stays within 64 MiB; how much of it is used is the sender's decision.
+const FIRST_WINDOW: u32 = 8 << 20;
+const FURTHER_WINDOW: u32 = 1792 << 10;
+/// What the sender may have under way on one bulk connection, at most; it holds back by itself long before.
+const BULK_SEND_LIMIT: usize = 64 << 20;
 /// Offers that are answered at the same time before their senders have proved anything.
 const UNPROVEN: usize = 4;
 
@@ -474,11 +478,9 @@ pub async fn answer_bulk(number: u32, key: &Secret<[u8; 32]>, options: &PeerOpti
     prove_bulk(established, number, key, &options.path_mtu, Side::Worker).await
 }
 
-/// The first bulk connection has the wide window that a short path needs; the others share a long path's queue, which several wide
-/// windows would overrun while they start.
 fn bulk_options(number: u32, options: &PeerOptions) -> PeerOptions {
-    let receive_window = (number > 1).then_some(FURTHER_WINDOW);
-    PeerOptions { receive_window, ..options.clone() }
+    let receive_window = Some(if number > 1 { FURTHER_WINDOW } else { FIRST_WINDOW });
+    PeerOptions { receive_window, send_limit: Some(BULK_SEND_LIMIT), ..options.clone() }
 }
 
 async fn prove_bulk(

@@ -19,7 +19,10 @@ use tokio::{
 
 use super::{Drive, FETCH, Submission};
 use crate::{
-    domain::{event::Event, growth::Growth},
+    domain::{
+        event::Event,
+        growth::{Growth, Look},
+    },
     runtime::{
         conversation::Conversation,
         download::{self, Saved},
@@ -91,7 +94,14 @@ impl Transfers {
             (None, Some(began)) => (began, *self.download.borrow()),
             (None, None) => return,
         };
-        talk.keep_bulk(self.growth.handle_progress(began.elapsed(), progress.acked_bytes));
+        let look = Look {
+            now: began.elapsed(),
+            carried: talk.carried(),
+            left: progress.needed_bytes.saturating_sub(progress.acked_bytes),
+            open: talk.open_bulk(),
+            round_trip: talk.round_trip(),
+        };
+        talk.keep_bulk(self.growth.handle_look(look));
     }
 
     /// Waits for what is still under way: it ends by itself once its link is gone, and keeps what it has.

@@ -167,6 +167,11 @@ impl Sending {
         }
     }
 
+    /// Whether chunks that were given to this connection are under way.
+    pub fn is_carrying(&self, connection: u32) -> bool {
+        self.flight.values().any(|&on| on == Some(connection))
+    }
+
     /// How many bytes may be un-acked from now on.
     pub fn set_window(&mut self, window: u64) {
         self.window = window.max(u64::from(MAX_CHUNK));

@@ -56,6 +56,8 @@ pub struct PeerOptions {
     pub receive_window: Option<u32>,
     /// How long its packets may be.
     pub path_mtu: PathMtu,
+    /// Bytes that may be under way on one channel; absent: little. Whoever sets it holds back by himself.
+    pub send_limit: Option<usize>,
 }
 
 /// The longest SCTP packet that a path carries, once something is known of it. Clones share it.
@@ -175,7 +177,7 @@ impl PeerConnection {
             .with_handler(Arc::new(handler))
             .with_runtime(Arc::new(BufferedRuntime::new()))
             .with_udp_addrs(bind)
-            .with_data_channel_send_buffer_limit(SEND_LIMIT);
+            .with_data_channel_send_buffer_limit(options.send_limit.unwrap_or(SEND_LIMIT));
         // Boxed: the crate's future has 20 kB, and every future that awaits it would have them, too.
         let inner = Box::pin(builder.build()).await.map_err(|error| failed("a peer connection could not be made", &error))?;
         let inner: Arc<dyn Inner> = Arc::new(inner);

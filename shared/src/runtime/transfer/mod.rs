@@ -3,12 +3,14 @@
 //! * [`Pool`]: the bulk connections at hand; frames in, routed by transfer; connections come and go at any time
 //! * [`send`]: announce, say which chunks go, one pump a connection, within the receiver's window
 //! * `feed`: one blocking thread that reads ahead, and compresses where that pays
+//! * `flow`: how many bytes each connection may have under way
 //! * [`receive`]: one blocking thread that verifies, writes, syncs in groups and acknowledges
 //!
 //! What is decided (what to send next, what has arrived, what is missing) is [`crate::domain::transfer`]'s. A transfer ends with
 //! the control connection it was announced on; the next one continues it, because only what is missing travels.
 
 mod feed;
+mod flow;
 mod pool;
 mod receive;
 mod send;

@@ -2,21 +2,31 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{mpsc, watch};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
-use super::control_lost;
+use super::{
+    control_lost,
+    flow::{Flow, Flows},
+};
 use crate::{
     domain::{
         error::Failure,
         frame::{FrameHeader, FrameKind},
         message::TransferId,
     },
-    runtime::{link::Bulk, peer::ChannelSender},
+    runtime::{link::Bulk, peer::Channel},
 };
 
 /// Frames of one transfer that may wait for its receiver; with it a connection is held back, not the memory filled.
@@ -27,39 +37,62 @@ const INBOUND: usize = 64;
 pub struct Connection {
     /// Its number in the session.
     pub number: u32,
-    /// Where frames go.
-    pub sender: ChannelSender,
     /// Cancelled when it is gone, and by whoever gives it up.
     pub lost: CancellationToken,
+    flow: Arc<Flow>,
+    /// Cancelled when nothing more is to be sent on it.
+    retired: CancellationToken,
+    users: TaskTracker,
 }
 
 impl Connection {
-    /// Waits until it has room for more; `false`: no more is to be sent on it.
+    /// Waits until it has room for more; `false`: no more is to be sent on it, because it is lost or retired.
     pub async fn ready(&self) -> bool {
-        !self.lost.is_cancelled()
+        tokio::select! {
+            biased;
+            () = self.gone() => false,
+            _ = self.flow.credit() => true,
+        }
     }
 
     /// Waits until no more is to be sent on it.
     pub async fn gone(&self) {
-        self.lost.cancelled().await;
+        tokio::select! {
+            () = self.lost.cancelled() => {}
+            () = self.retired.cancelled() => {}
+        }
     }
 
     /// Waits until a piece may be sent; how long it should be at most.
+    ///
+    /// # Errors
+    /// [`Code::NoConnection`](crate::domain::error::Code::NoConnection) when it is lost.
     pub async fn credit(&self) -> Result<usize, Failure> {
-        Ok(usize::MAX)
-    }
-
-    /// Bytes that were sent and have not arrived; `None` when it is closed.
-    pub async fn outstanding(&self) -> Option<u64> {
-        self.sender.outstanding().await
+        tokio::select! {
+            () = self.lost.cancelled() => Err(control_lost()),
+            piece = self.flow.credit() => Ok(piece),
+        }
     }
 
     /// Sends a frame that there was room for.
+    ///
+    /// # Errors
+    /// [`Code::NoConnection`](crate::domain::error::Code::NoConnection) when it is lost.
     pub async fn send(&self, frame: BytesMut) -> Result<(), Failure> {
         tokio::select! {
             () = self.lost.cancelled() => Err(control_lost()),
-            sent = self.sender.send(frame) => sent,
+            sent = self.flow.send(frame) => sent,
         }
+    }
+
+    /// Bytes that were sent on it and have not arrived; `None`: it is closed.
+    pub async fn outstanding(&self) -> Option<u64> {
+        self.flow.outstanding().await
+    }
+
+    /// As long as this lives, retiring the connection waits.
+    pub fn in_use(&self) -> TaskTrackerToken {
+        self.users.token()
     }
 }
 
@@ -86,13 +119,22 @@ pub struct Pool {
 struct Inner {
     connections: watch::Sender<Vec<Connection>>,
     routes: Mutex<HashMap<TransferId, mpsc::Sender<Inbound>>>,
+    flows: Arc<Flows>,
+    /// Bytes of the frames that arrived.
+    received: AtomicU64,
     stop: CancellationToken,
 }
 
 impl Default for Pool {
     fn default() -> Self {
         let stop = CancellationToken::new();
-        let inner = Inner { connections: watch::Sender::new(Vec::new()), routes: Mutex::default(), stop: stop.clone() };
+        let inner = Inner {
+            connections: watch::Sender::new(Vec::new()),
+            routes: Mutex::default(),
+            flows: Arc::default(),
+            received: AtomicU64::new(0),
+            stop: stop.clone(),
+        };
         Pool { inner: Arc::new(inner), _stop: Arc::new(stop.drop_guard()) }
     }
 }
@@ -100,12 +142,31 @@ impl Default for Pool {
 impl Pool {
     /// Puts a proven connection to use until it is lost.
     pub fn add(&self, bulk: Bulk) {
-        let lost = CancellationToken::new();
-        let connection = Connection { number: bulk.number, sender: bulk.channel.sender().clone(), lost };
+        let flow = Arc::new(Flow::new(bulk.number, bulk.channel.sender().clone(), self.inner.flows.clone()));
+        let (lost, retired) = (CancellationToken::new(), CancellationToken::new());
+        let connection = Connection { number: bulk.number, lost, flow, retired, users: TaskTracker::new() };
         self.inner.connections.send_modify(|connections| connections.push(connection.clone()));
         tracing::debug!(connection = bulk.number, "a bulk connection is in use");
         let inner = self.inner.clone();
         tokio::spawn(async move { inner.serve(bulk, connection).await });
+    }
+
+    /// Lets this connection go: nothing more is sent on it, and it is closed once what it carries has been acknowledged.
+    pub fn retire(&self, number: u32) {
+        for connection in self.inner.connections.borrow().iter().filter(|connection| connection.number == number) {
+            connection.users.close();
+            connection.retired.cancel();
+        }
+    }
+
+    /// Bytes that were brought to the other side or came from it, on all connections that there have been.
+    pub fn carried(&self) -> u64 {
+        self.inner.flows.delivered() + self.inner.received.load(Ordering::Relaxed)
+    }
+
+    /// The path's round trip without its queues, once bytes went from here to there.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.inner.flows.round_trip()
     }
 
     /// The connections at hand, and word of every change.
@@ -123,16 +184,17 @@ impl Pool {
 
 impl Inner {
     async fn serve(&self, mut bulk: Bulk, connection: Connection) {
-        loop {
-            tokio::select! {
-                () = self.stop.cancelled() => break,
-                () = bulk.carrier.lost() => break,
-                () = connection.lost.cancelled() => break,
-                frame = bulk.channel.recv() => match frame {
-                    Some(frame) => self.deliver(bulk.number, frame).await,
-                    None => break,
-                },
-            }
+        let unused = async {
+            connection.retired.cancelled().await;
+            connection.users.wait().await;
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = connection.lost.cancelled() => {}
+            () = bulk.carrier.lost() => {}
+            () = unused => {}
+            () = connection.flow.follow() => {}
+            () = self.receive(bulk.number, &mut bulk.channel) => {}
         }
         connection.lost.cancel();
         self.connections.send_modify(|connections| connections.retain(|other| other.number != bulk.number));
@@ -140,6 +202,13 @@ impl Inner {
         let routes: Vec<_> = self.routes.lock().expect("no panic happens under this lock").values().cloned().collect();
         for route in routes {
             let _ = route.send(Inbound::Lost(bulk.number)).await;
+        }
+    }
+
+    async fn receive(&self, connection: u32, channel: &mut Channel) {
+        while let Some(frame) = channel.recv().await {
+            self.received.fetch_add(frame.len() as u64, Ordering::Relaxed);
+            self.deliver(connection, frame).await;
         }
     }
 
@@ -153,10 +222,7 @@ impl Inner {
         }
         let route = self.routes.lock().expect("no panic happens under this lock").get(&header.transfer).cloned();
         let delivered = match route {
-            Some(route) => tokio::select! {
-                () = self.stop.cancelled() => return,
-                sent = route.send(Inbound::Frame { connection, frame }) => sent.is_ok(),
-            },
+            Some(route) => route.send(Inbound::Frame { connection, frame }).await.is_ok(),
             None => false,
         };
         if !delivered {

@@ -333,6 +333,7 @@ impl Pump {
 
     /// Feeds one connection until it is lost or retired. The end of the whole transfer drops the task.
     async fn pump(self: Arc<Self>, connection: Connection) {
+        let _in_use = connection.in_use();
         while connection.ready().await {
             let chunk = tokio::select! {
                 () = connection.gone() => break,
@@ -343,7 +344,23 @@ impl Pump {
                 connection.lost.cancelled().await;
             }
         }
+        self.drain(&connection).await;
         self.decide(|sending| sending.connection_lost(connection.number));
         self.more.notify_waiters();
+    }
+
+    /// Waits until what the connection carries has been acknowledged, or it is lost.
+    async fn drain(&self, connection: &Connection) {
+        loop {
+            let mut more = std::pin::pin!(self.more.notified());
+            more.as_mut().enable();
+            if connection.lost.is_cancelled() || !self.decide(|sending| sending.is_carrying(connection.number)) {
+                return;
+            }
+            tokio::select! {
+                () = more => {}
+                () = connection.lost.cancelled() => {}
+            }
+        }
     }
 }

@@ -1,0 +1,189 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const BUDGET: u64 = 64 << 20;
+
+/// A path with a queue in front of it; each connection's bytes leave in the order in which they were handed over.
+struct Path {
+    /// Bytes a second.
+    rate: f64,
+    round_trip: Duration,
+    /// Bytes that wait or are on their way, by connection: until when each is acknowledged.
+    under_way: BTreeMap<u32, VecDeque<(Duration, usize)>>,
+    free: Duration,
+    /// The longest time that anything waited, since it was last looked at.
+    waited: Duration,
+}
+
+impl Path {
+    fn new(megabits: f64, round_trip: u64) -> Self {
+        let round_trip = Duration::from_millis(round_trip);
+        Path { rate: megabits * 125e3, round_trip, under_way: BTreeMap::new(), free: Duration::ZERO, waited: Duration::ZERO }
+    }
+
+    fn send(&mut self, now: Duration, connection: u32, bytes: usize) {
+        let begin = self.free.max(now);
+        self.waited = self.waited.max(begin - now);
+        self.free = begin + Duration::from_secs_f64(bytes as f64 / self.rate);
+        self.under_way.entry(connection).or_default().push_back((self.free + self.round_trip, bytes));
+    }
+
+    fn outstanding(&mut self, now: Duration, connection: u32) -> u64 {
+        let queue = self.under_way.entry(connection).or_default();
+        while queue.front().is_some_and(|&(at, _)| at <= now) {
+            queue.pop_front();
+        }
+        queue.iter().map(|&(_, bytes)| bytes as u64).sum()
+    }
+}
+
+/// Keeps these connections busy until then.
+fn run(windows: &mut Windows, path: &mut Path, connections: &[u32], from: Duration, until: Duration) {
+    let mut now = from;
+    while now < until {
+        for &connection in connections {
+            windows.handle_outstanding(now, connection, path.outstanding(now, connection));
+            while windows.room(connection) > 0 {
+                let bytes = windows.room(connection).min(windows.piece());
+                path.send(now, connection, bytes);
+                windows.handle_sent(now, connection, bytes);
+            }
+        }
+        now += windows.look_again();
+    }
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn opened(connections: &[u32]) -> Windows {
+    let mut windows = Windows::new(BUDGET);
+    connections.iter().for_each(|&connection| windows.opened(connection));
+    windows
+}
+
+#[test]
+fn a_path_is_filled_and_its_queue_stays_short() {
+    for (megabits, round_trip) in [(1.0, 60), (20.0, 40), (100.0, 30), (1000.0, 1), (1000.0, 50), (400.0, 150)] {
+        for connections in [&[1][..], &[1, 2, 3, 4], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]] {
+            let (mut windows, mut path) = (opened(connections), Path::new(megabits, round_trip));
+            run(&mut windows, &mut path, connections, seconds(0), seconds(3));
+            let before = windows.delivered();
+            path.waited = Duration::ZERO;
+            run(&mut windows, &mut path, connections, seconds(3), seconds(5));
+            let used = (windows.delivered() - before) as f64 / 2.0 / path.rate;
+            let what = format!("{megabits} Mbit/s, {round_trip} ms, {} connections: {used:.2}, {:?}", connections.len(), path.waited);
+            assert!(used > 0.93, "{what}");
+            // What one byte of each connection takes on a thin path cannot be less.
+            let least = connections.len() as f64 * 2.0 * MIN_PIECE / path.rate;
+            let most = path.round_trip.as_secs_f64() * 0.75 + 0.015 + least;
+            assert!(path.waited.as_secs_f64() < most.max(LEAST * 2.0 / path.rate), "{what}");
+        }
+    }
+}
+
+#[test]
+fn the_search_ends_soon_after_a_queue_shows() {
+    for (megabits, round_trip) in [(100.0, 30), (1000.0, 50), (20.0, 100)] {
+        let (mut windows, mut path) = (opened(&[1]), Path::new(megabits, round_trip));
+        run(&mut windows, &mut path, &[1], seconds(0), seconds(4));
+        assert!(path.waited < path.round_trip * 5 / 2, "{megabits} Mbit/s, {round_trip} ms: {:?}", path.waited);
+    }
+}
+
+#[test]
+fn a_connection_that_stalls_gives_its_share_to_the_others() {
+    let (mut windows, mut path) = (opened(&[1, 2]), Path::new(100.0, 30));
+    run(&mut windows, &mut path, &[1, 2], seconds(0), seconds(3));
+    let before = windows.delivered();
+    for step in 0..3000 {
+        // Nothing of the second one is delivered any more.
+        let now = seconds(3) + Duration::from_millis(step);
+        run(&mut windows, &mut path, &[1], now, now + Duration::from_millis(1));
+    }
+    let used = (windows.delivered() - before) as f64 / 3.0 / path.rate;
+    assert!(used > 0.9, "{used}");
+}
+
+#[test]
+fn a_longer_way_is_noticed() {
+    let (mut windows, mut path) = (opened(&[1]), Path::new(100.0, 20));
+    run(&mut windows, &mut path, &[1], seconds(0), seconds(3));
+    path.round_trip = Duration::from_millis(90);
+    run(&mut windows, &mut path, &[1], seconds(3), seconds(30));
+    let before = windows.delivered();
+    run(&mut windows, &mut path, &[1], seconds(30), seconds(34));
+    let used = (windows.delivered() - before) as f64 / 4.0 / path.rate;
+    assert!(used > 0.9, "{used}: {:?}", windows.round_trip());
+}
+
+#[test]
+fn more_capacity_and_less_are_noticed() {
+    for (first, then) in [(20.0, 200.0), (200.0, 20.0)] {
+        let (mut windows, mut path) = (opened(&[1]), Path::new(first, 40));
+        run(&mut windows, &mut path, &[1], seconds(0), seconds(3));
+        path.rate = then * 125e3;
+        run(&mut windows, &mut path, &[1], seconds(3), seconds(9));
+        let before = windows.delivered();
+        path.waited = Duration::ZERO;
+        run(&mut windows, &mut path, &[1], seconds(9), seconds(12));
+        let used = (windows.delivered() - before) as f64 / 3.0 / path.rate;
+        assert!(used > 0.9 && path.waited < Duration::from_millis(60), "{first} → {then}: {used}, {:?}", path.waited);
+    }
+}
+
+#[test]
+fn a_pause_does_not_make_the_window_forget() {
+    let (mut windows, mut path) = (opened(&[1]), Path::new(100.0, 30));
+    run(&mut windows, &mut path, &[1], seconds(0), seconds(3));
+    for step in 0..40 {
+        let now = seconds(3) + Duration::from_millis(step * 5);
+        windows.handle_outstanding(now, 1, path.outstanding(now, 1));
+    }
+    let before = windows.delivered();
+    path.waited = Duration::ZERO;
+    run(&mut windows, &mut path, &[1], seconds(8), seconds(9));
+    let used = (windows.delivered() - before) as f64 / path.rate;
+    assert!(used > 0.85 && path.waited < path.round_trip * 3 / 2, "{used}, {:?}", path.waited);
+}
+
+#[derive(Debug, Clone)]
+enum Input {
+    Opened(u32),
+    Closed(u32),
+    Sent(u32, usize),
+    Outstanding(u32, u64),
+}
+
+fn input() -> impl Strategy<Value = Input> {
+    prop_oneof![
+        (0..5u32).prop_map(Input::Opened),
+        (0..5u32).prop_map(Input::Closed),
+        (0..5u32, 1..100_000usize).prop_map(|(connection, bytes)| Input::Sent(connection, bytes)),
+        (0..5u32, prop_oneof![0..200_000u64, any::<u64>()]).prop_map(|(connection, bytes)| Input::Outstanding(connection, bytes)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_the_budget_is_kept_and_nobody_starves(inputs in proptest::collection::vec((0..50_000u64, input()), 0..400)) {
+        let (mut windows, mut now) = (Windows::new(4 << 20), Duration::ZERO);
+        for (micros, input) in inputs {
+            now += Duration::from_micros(micros);
+            match input {
+                Input::Opened(connection) => windows.opened(connection),
+                Input::Closed(connection) => windows.closed(connection),
+                Input::Sent(connection, bytes) => windows.handle_sent(now, connection, bytes),
+                Input::Outstanding(connection, bytes) => windows.handle_outstanding(now, connection, bytes),
+            }
+            let piece = windows.piece();
+            prop_assert!((4096..=65536).contains(&piece));
+            let all: u64 = windows.flows.values().map(|flow| flow.window).sum();
+            prop_assert!(all <= (4 << 20) + windows.flows.len() as u64 * 2 * piece as u64);
+            prop_assert!(windows.flows.values().all(|flow| flow.window >= 2 * piece as u64), "a connection may always send something");
+            prop_assert!((1..=10).contains(&windows.look_again().as_millis()));
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! What one bulk connection may send at present: [`Windows`] with a clock, and with what the channel says was delivered.
+//!
+//! While anything is under way, a task of each connection looks at the channel every few milliseconds; whoever waits for room is woken then.
+
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    domain::{error::Failure, frame::HEADER, transfer::Windows},
+    runtime::peer::ChannelSender,
+};
+
+/// What a transfer may have in memory on its way: in the sender's and the receiver's SCTP, in bytes.
+pub(super) const BUDGET: u64 = 64 << 20;
+
+/// The windows that the connections of a pool share.
+pub(super) struct Flows {
+    windows: Mutex<Windows>,
+    began: Instant,
+}
+
+impl Default for Flows {
+    fn default() -> Self {
+        Flows { windows: Mutex::new(Windows::new(BUDGET)), began: Instant::now() }
+    }
+}
+
+impl Flows {
+    /// The windows, and now as they count time.
+    fn with<T>(&self, act: impl FnOnce(&mut Windows, Duration) -> T) -> T {
+        let now = self.began.elapsed();
+        act(&mut self.windows.lock().expect("no panic happens under this lock"), now)
+    }
+
+    /// Bytes that were delivered, on all connections that there have been.
+    pub(super) fn delivered(&self) -> u64 {
+        self.with(|windows, _| windows.delivered())
+    }
+
+    /// The shortest round trip of late, once bytes went this way.
+    pub(super) fn round_trip(&self) -> Option<Duration> {
+        self.with(|windows, _| windows.round_trip())
+    }
+}
+
+/// One connection's share.
+pub(super) struct Flow {
+    number: u32,
+    sender: ChannelSender,
+    flows: Arc<Flows>,
+    /// Woken when there may be more room.
+    room: Notify,
+    /// Woken when something was sent.
+    sent: Notify,
+}
+
+impl Flow {
+    pub(super) fn new(number: u32, sender: ChannelSender, flows: Arc<Flows>) -> Self {
+        flows.with(|windows, _| windows.opened(number));
+        Flow { number, sender, flows, room: Notify::new(), sent: Notify::new() }
+    }
+
+    /// Waits until a piece may be sent; how long it should be at most.
+    pub(super) async fn credit(&self) -> usize {
+        loop {
+            let mut room = pin!(self.room.notified());
+            room.as_mut().enable();
+            let mut bytes = self.room();
+            if bytes == 0 {
+                self.look().await;
+                bytes = self.room();
+            }
+            if bytes > 0 {
+                return bytes - HEADER;
+            }
+            room.await;
+        }
+    }
+
+    /// Sends a frame that there was room for.
+    pub(super) async fn send(&self, frame: BytesMut) -> Result<(), Failure> {
+        let bytes = frame.len();
+        self.sender.send(frame).await?;
+        self.flows.with(|windows, now| windows.handle_sent(now, self.number, bytes));
+        self.sent.notify_one();
+        Ok(())
+    }
+
+    /// Follows what is delivered, for as long as the channel lives.
+    pub(super) async fn follow(&self) {
+        loop {
+            match self.look().await {
+                None => return,
+                Some(0) => self.sent.notified().await,
+                Some(_) => {}
+            }
+            self.room.notify_waiters();
+            sleep(self.flows.with(|windows, _| windows.look_again())).await;
+        }
+    }
+
+    fn room(&self) -> usize {
+        self.flows.with(|windows, _| windows.room(self.number).min(windows.piece()))
+    }
+
+    /// Bytes that were sent and have not been delivered; `None`: the channel is closed.
+    pub(super) async fn outstanding(&self) -> Option<u64> {
+        self.sender.outstanding().await
+    }
+
+    /// What has not been delivered yet; `None`: the channel is closed.
+    async fn look(&self) -> Option<u64> {
+        let outstanding = self.sender.outstanding().await?;
+        self.flows.with(|windows, now| windows.handle_outstanding(now, self.number, outstanding));
+        Some(outstanding)
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.flows.with(|windows, _| windows.closed(self.number));
+    }
+}
