@@ -94,12 +94,14 @@ impl Transfers {
         talk.keep_bulk(self.growth.handle_progress(began.elapsed(), progress.acked_bytes));
     }
 
-    /// Waits for what is still under way: it ends by itself once its link is gone, and keeps what it has.
-    pub(super) async fn end(mut self) {
+    /// Waits for what is still under way: it ends by itself once its link is gone, and keeps what it has. Gives the bytes of chunks
+    /// that were sent.
+    pub(super) async fn end(mut self) -> u64 {
         let ending = async { while self.tasks.join_next().await.is_some() {} };
         if timeout(Duration::from_secs(5), ending).await.is_err() {
             tracing::warn!("a transfer did not end with its link");
         }
+        self.upload.borrow().sent_bytes
     }
 }
 
@@ -127,10 +129,11 @@ impl Drive {
         match moved {
             Moved::Up => {
                 self.known.uploaded = true;
-                self.report_upload_now(transfers).await;
+                self.report_upload_now(transfers, talk).await;
                 let began = transfers.uploading.take().unwrap_or_else(Instant::now);
-                let bytes = transfers.upload.borrow().needed_bytes;
-                self.tell(Event::Uploaded { bytes, elapsed_ms: began.elapsed().as_millis() as u64 }).await;
+                let Progress { needed_bytes: bytes, sent_bytes, .. } = *transfers.upload.borrow();
+                let elapsed_ms = began.elapsed().as_millis() as u64;
+                self.tell(Event::Uploaded { bytes, sent: self.known.sent + sent_bytes, elapsed_ms }).await;
             }
             Moved::Down(saved) => {
                 self.known.saved = true;
@@ -143,13 +146,13 @@ impl Drive {
         Ok(())
     }
 
-    pub(super) async fn report_upload(&mut self, transfers: &mut Transfers) {
+    pub(super) async fn report_upload(&mut self, transfers: &mut Transfers, talk: &Conversation) {
         if !transfers.planned || transfers.reported.elapsed() >= REPORT {
-            self.report_upload_now(transfers).await;
+            self.report_upload_now(transfers, talk).await;
         }
     }
 
-    async fn report_upload_now(&mut self, transfers: &mut Transfers) {
+    async fn report_upload_now(&mut self, transfers: &mut Transfers, talk: &Conversation) {
         transfers.reported = Instant::now();
         let progress = *transfers.upload.borrow();
         if !transfers.planned {
@@ -167,7 +170,9 @@ impl Drive {
                 self.tell(plan).await;
             }
         }
-        self.tell(Event::Uploading { done: progress.acked_bytes, total: progress.needed_bytes }).await;
+        let round_trip_ms = talk.round_trip().map(|time| time.as_millis() as u64);
+        let sent = self.known.sent + progress.sent_bytes;
+        self.tell(Event::Uploading { done: progress.acked_bytes, total: progress.needed_bytes, sent, round_trip_ms }).await;
     }
 
     pub(super) async fn report_download(&mut self, transfers: &mut Transfers) {

@@ -81,6 +81,7 @@ impl Sending {
         self.sent.insert(index);
         self.flight.insert(index, connection);
         self.progress.in_flight += len;
+        self.progress.sent_bytes += len;
         Next::Chunk(index, place)
     }
 

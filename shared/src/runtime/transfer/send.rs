@@ -96,7 +96,9 @@ async fn send_inner(
     let needed = needed(steps, &places).await.map_err(tag)?;
     let pump = Arc::new(Pump::new(transfer, places, needed, ready, reader).map_err(tag)?);
     progress.send_replace(pump.progress());
-    pump.run(pool, steps, summary.id, progress).await.map_err(tag)
+    let result = pump.clone().run(pool, steps, summary.id, progress).await;
+    progress.send_replace(pump.progress());
+    result.map_err(tag)
 }
 
 async fn tell(steps: &StepPort, step: Step) -> Result<(), Failure> {
