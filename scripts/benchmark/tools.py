@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import link as linking
+from client import Client
 from processes import processor_time, tree
 
 START_TIME = 30.0
@@ -40,6 +41,18 @@ class Ends:
     def traffic(self) -> dict:
         """Counters of what was carried."""
         return {}
+
+
+class OwnLoopback(Ends):
+    """Loopback in a network namespace that nobody else uses, so that its counters are ours; only where `linking.inside()`."""
+
+    def __init__(self) -> None:
+        linking.run_quietly("ip", "link", "set", "lo", "up")
+
+    def traffic(self) -> dict:
+        """Both directions in one: acknowledgements are in it."""
+        line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
+        return {"a_to_b": {"bytes": int(line.partition(":")[2].split()[0])}}
 
 
 class LinkEnds(Ends):
@@ -79,12 +92,12 @@ class Tool:
         self.goal = folder / "arrived"
         self._running: list[subprocess.Popen] = []
 
-    def start(self, name: str, *command: str | Path, prefix: list[str] | None = None) -> subprocess.Popen:
-        """Start a process, at the receiver's end unless told otherwise; what it says goes to a file."""
+    def start(self, name: str, *command: str | Path, prefix: list[str] | None = None, listen: bool = False) -> subprocess.Popen:
+        """Start a process, at the receiver's end unless told otherwise; what it says goes to a file, or stdout to whoever listens."""
         prefix = self.ends.b if prefix is None else prefix
-        with open(self.folder / f"{name}.log", "wb") as log:
-            process = subprocess.Popen([*prefix, *map(str, command)], cwd=self.folder, env=self.environment(),
-                                       stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        with open(self.folder / f"{name}.log", "ab") as log:
+            process = subprocess.Popen([*prefix, *map(str, command)], cwd=self.folder, env=self.environment(), stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.PIPE if listen else log, stderr=log if listen else subprocess.STDOUT)
         self._running.append(process)
         return process
 
@@ -126,23 +139,34 @@ class Ours(Tool):
     """This program: `train --detach` ends when the worker has every byte verified, synced and named."""
 
     name = "webrtc-connect"
+    more: list[str] = []
+    """Further options of the client."""
 
     def receiver(self) -> subprocess.Popen:
-        programs, port = self.options.bin_dir, free_port()
-        server = f"http://{self.ends.address}:{port}"
+        port = free_port()
+        self._server = f"http://{self.ends.address}:{port}"
         for name in "server", "client":
             (self.folder / name).mkdir()
         (self.folder / "webrtc-connect.toml").write_text('[worker.trainers.bench]\ncommand = ["true"]\n')
-        self.start("server", programs / "webrtc-server", "--listen", f"{self.ends.address}:{port}", "--data-dir", self.folder / "server")
+        self.start("server", self.options.bin_dir / "webrtc-server", "--listen", f"{self.ends.address}:{port}",
+                   "--data-dir", self.folder / "server")
         self.ends.wait_for_port(port)
-        worker = self.start("worker", programs / "webrtc-worker", "--server", server, "--data-dir", self.folder / "worker",
-                            "--invite-file", self.folder / "invite", "--bind", f"{self.ends.address}:0")
+        worker = self.start_worker()
         linking.wait_until(lambda: (self.folder / "invite").exists() or worker.poll() is not None, "the worker's invite", START_TIME)
         return worker
 
+    def start_worker(self) -> subprocess.Popen:
+        """Start the worker, or start it again."""
+        return self.start("worker", self.options.bin_dir / "webrtc-worker", "--server", self._server, "--data-dir", self.folder / "worker",
+                          "--invite-file", self.folder / "invite", "--bind", f"{self.ends.address}:0")
+
     def command(self, source: Path) -> list[str | Path]:
         return [self.options.bin_dir / "webrtc-client", "train", source, "--trainer", "bench", "--detach", "--json",
-                "--invite-file", self.folder / "invite", *self.ends.sender_bind]
+                "--invite-file", self.folder / "invite", *self.ends.sender_bind, *self.more]
+
+    def start_client(self, source: Path) -> Client:
+        """Run the command, and listen."""
+        return Client(self.start("send", *self.command(source), prefix=[], listen=True))
 
     def end(self) -> None:
         # A job's runner outlives its worker on purpose; its trainer here is `true`, and nobody comes back for it.

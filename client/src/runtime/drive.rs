@@ -171,7 +171,7 @@ impl Drive {
             match result {
                 Err(failure) if failure.code == Code::NoConnection => {
                     drop(talk);
-                    self.known.sent += transfers.end().await;
+                    self.interrupted(transfers).await;
                     self.tell(Event::Disconnected { reason: failure.message, retry_in_ms: 0 }).await;
                 }
                 result => {

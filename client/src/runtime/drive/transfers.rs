@@ -94,18 +94,26 @@ impl Transfers {
         talk.keep_bulk(self.growth.handle_progress(began.elapsed(), progress.acked_bytes));
     }
 
-    /// Waits for what is still under way: it ends by itself once its link is gone, and keeps what it has. Gives the bytes of chunks
-    /// that were sent.
-    pub(super) async fn end(mut self) -> u64 {
+    /// Waits for what is still under way: it ends by itself once its link is gone, and keeps what it has.
+    pub(super) async fn end(&mut self) {
         let ending = async { while self.tasks.join_next().await.is_some() {} };
         if timeout(Duration::from_secs(5), ending).await.is_err() {
             tracing::warn!("a transfer did not end with its link");
         }
-        self.upload.borrow().sent_bytes
     }
 }
 
 impl Drive {
+    /// The link is gone. Tells how far the upload was in the end, and what it had sent for that.
+    pub(super) async fn interrupted(&mut self, mut transfers: Transfers) {
+        transfers.end().await;
+        let Progress { acked_bytes: done, needed_bytes: total, sent_bytes, .. } = *transfers.upload.borrow();
+        self.known.sent += sent_bytes;
+        if transfers.uploading.is_some() && transfers.planned {
+            self.tell(Event::Uploading { done, total, sent: self.known.sent, round_trip_ms: None }).await;
+        }
+    }
+
     pub(super) fn start_download(&mut self, meta: FileMeta, talk: &Conversation, transfers: &mut Transfers) -> Result<(), Failure> {
         let Some(fetch) = self.fetch.clone().filter(|_| transfers.asked && transfers.downloading.is_none()) else {
             return Err(Failure::new(Code::InvalidRequest, "the worker sent results that were not asked for"));
