@@ -9,14 +9,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+import grid
 import link as linking
+import resubmit
 import resume
 import transfer
 from data import NotTheSame
-from report import parse_size, say
+from report import absolute, parse_size, say
 from tools import Failed
 
-COMMANDS = {"transfer": transfer, "resume": resume}
+COMMANDS = {"transfer": transfer, "grid": grid, "resume": resume, "resubmit": resubmit}
 """Each has `arguments(parser)`, its first docstring line as description, and `run(options, work)`, which gives the exit code."""
 SIZES = {"transfer": 1 << 30, "resume": 2 * 10**9}
 
@@ -29,14 +31,15 @@ def parse_arguments() -> argparse.Namespace:
     for name, module in COMMANDS.items():
         described = module.__doc__.splitlines()[0]
         command = commands.add_parser(name, help=described, description=described)
-        command.add_argument("--bin-dir", type=Path, required=True, help="the built programs; by default they are built, for release")
-        command.add_argument("--engine", type=Path, help="what carries the link's packets; by default it is built")
+        command.add_argument("--bin-dir", type=absolute, required=True, help="the built programs; by default they are built, for release")
+        command.add_argument("--engine", type=absolute, help="what carries the link's packets; by default it is built")
         if name in SIZES:
             command.add_argument("--size", type=parse_size, default=SIZES[name], help=f"of the data [default: {SIZES[name] / 1e9:.1f} GB]")
-        command.add_argument("--work", type=Path, help="where the data are made and go [default: the temporary folder]")
+        command.add_argument("--work", type=absolute, help="where the data are made and go [default: the temporary folder]")
         command.add_argument("--json", type=Path, help="write everything to this file, too")
-        command.add_argument("--link", type=linking.parse_link, metavar="RATE,DELAY,LOSS[,QUEUE]",
-                             help="through a link such as 100mbit,15ms,0.05%% (delay one way, queue 100ms) instead of loopback")
+        if not getattr(module, "LOOPBACK", False):
+            command.add_argument("--link", type=linking.parse_link, metavar="RATE,DELAY,LOSS[,QUEUE]",
+                                 help="through a link such as 100mbit,15ms,0.05%% (delay one way, queue 100ms) instead of loopback")
         module.arguments(command)
     return parser.parse_args()
 
@@ -44,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     options = parse_arguments()
     module = COMMANDS[options.command]
-    if (options.link or getattr(module, "INSIDE", False)) and not linking.inside():
+    if (getattr(options, "link", None) or getattr(module, "INSIDE", False)) and not linking.inside():
         # Inside, the kernel does not say it.
         rmem_max = Path("/proc/sys/net/core/rmem_max").read_text().strip()
         return linking.enter([sys.executable, sys.argv[0], "--rmem-max", rmem_max, *sys.argv[1:]])

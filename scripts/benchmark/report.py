@@ -17,6 +17,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def absolute(text: str) -> Path:
+    """A path that programs understand wherever they run."""
+    return Path(text).absolute()
+
+
 def parse_size(text: str) -> int:
     """`1GiB`, `256MiB`, `5MB`: bytes."""
     for suffix, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("GB", 10**9), ("MB", 10**6), ("", 1)):

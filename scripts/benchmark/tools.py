@@ -123,6 +123,10 @@ class Tool:
         """The folder in which the data are."""
         return self.goal
 
+    def here(self) -> int:
+        """Bytes that have arrived so far, also of a transfer that was broken off."""
+        return sum(path.stat().st_size for path in self.goal.rglob("*") if path.is_file())
+
     def end(self) -> None:
         """End what was started."""
         for process in reversed(self._running):
@@ -181,6 +185,13 @@ class Ours(Tool):
         for found in (self.folder / "worker").rglob("bench.yaml"):
             return found.parent
         raise Failed("the package is not at the worker")
+
+
+class OursSingle(Ours):
+    """The same with one bulk connection at most: what one SCTP association does."""
+
+    name = "one-connection"
+    more = ["--connections", "1"]
 
 
 class Tcp(Tool):

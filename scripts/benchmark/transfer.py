@@ -21,7 +21,7 @@ import data
 import link as linking
 from processes import Memory, busy, processor_time
 from report import environment, parse_names, say, table, write_json
-from tools import TOOLS, Ends, Failed, LinkEnds, Tool, find_program
+from tools import TOOLS, Ends, Failed, LinkEnds, OursSingle, Tool, find_program
 
 
 @dataclasses.dataclass
@@ -170,7 +170,8 @@ def run(options: argparse.Namespace, work: Path) -> int:
 
 def present(names: list[str]) -> list[str]:
     """Those of these tools that are there."""
-    absent = {name: [need for need in TOOLS[name].needs if not find_program(need)] for name in names}
+    known = {**TOOLS, OursSingle.name: OursSingle}
+    absent = {name: [need for need in known[name].needs if not find_program(need)] for name in names}
     for name, needs in absent.items():
         if needs:
             say(f"{name} is left out: there is no {', '.join(needs)}")
