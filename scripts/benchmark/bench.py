@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grid
 import link as linking
+import memory
 import resubmit
 import resume
 import transfer
@@ -18,7 +19,7 @@ from data import NotTheSame
 from report import absolute, parse_size, say
 from tools import Failed
 
-COMMANDS = {"transfer": transfer, "grid": grid, "resume": resume, "resubmit": resubmit}
+COMMANDS = {"transfer": transfer, "grid": grid, "memory": memory, "resume": resume, "resubmit": resubmit}
 """Each has `arguments(parser)`, its first docstring line as description, and `run(options, work)`, which gives the exit code."""
 SIZES = {"transfer": 1 << 30, "resume": 2 * 10**9}
 
