@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import link as linking
 from client import Client
-from processes import processor_time, tree
+from processes import ended, processor_time, tree
 
 START_TIME = 30.0
 
@@ -127,6 +128,10 @@ class Tool:
         """Bytes that have arrived so far, also of a transfer that was broken off."""
         return sum(path.stat().st_size for path in self.goal.rglob("*") if path.is_file())
 
+    def resent(self) -> int | None:
+        """Bytes of content that were sent more than once, where the tool says so."""
+        return None
+
     def end(self) -> None:
         """End what was started."""
         for process in reversed(self._running):
@@ -171,6 +176,10 @@ class Ours(Tool):
     def start_client(self, source: Path) -> Client:
         """Run the command, and listen."""
         return Client(self.start("send", *self.command(source), prefix=[], listen=True))
+
+    def resent(self) -> int | None:
+        events = map(json.loads, (self.folder / "send.log").read_text().splitlines())
+        return next((event["sent"] - event["bytes"] for event in events if event["type"] == "uploaded" and "sent" in event), None)
 
     def end(self) -> None:
         # A job's runner outlives its worker on purpose; its trainer here is `true`, and nobody comes back for it.
@@ -269,7 +278,40 @@ class Rsync(Scp):
         return ["rsync", "-a", "-e", f"ssh -F {self.folder}/ssh_config", source, f"there:{self.goal}/"]
 
 
-TOOLS: dict[str, type[Tool]] = {tool.name: tool for tool in (Ours, Tcp, Scp, ScpGcm, Rsync)}
+class Wormhole(Tool):
+    """magic-wormhole with servers of our own, as Debian packages them: it zips a folder first, and the receiver unpacks it."""
+
+    name = "magic-wormhole"
+    needs = ["wormhole", "twist3"]
+    _code = "1-for-measuring"
+
+    def receiver(self) -> subprocess.Popen:
+        mailbox, transit = free_port(), free_port()
+        for service, port in ("wormhole-mailbox", mailbox), ("transitrelay", transit):
+            self.start(service, "twist3", service, f"--port=tcp:{port}:interface={self.ends.address}")
+            self.ends.wait_for_port(port)
+        self._servers = ["--relay-url", f"ws://{self.ends.address}:{mailbox}/v1", "--transit-helper", f"tcp:{self.ends.address}:{transit}"]
+        self.goal.mkdir()
+        return self.start("receive", "wormhole", *self._servers, "receive", "--hide-progress", "--accept-file", "-o", self.goal / "folder", self._code)
+
+    def command(self, source: Path) -> list[str | Path]:
+        return ["wormhole", *self._servers, "send", "--hide-progress", "--code", self._code, source]
+
+    def settle(self, receiver: subprocess.Popen) -> float:
+        # It unpacks after it has told the sender that it has everything; until it is waited for, its times can be read.
+        linking.wait_until(lambda: ended(receiver.pid), "the receiver's end", 600)
+        return processor_time(receiver.pid)
+
+    def arrived(self) -> Path:
+        return self.goal / "folder"
+
+
+TOOLS: dict[str, type[Tool]] = {tool.name: tool for tool in (Ours, Tcp, Scp, ScpGcm, Rsync, Wormhole)}
+NOT_HERE = {
+    "croc": "croc has no package in Debian 12",
+    "sendme": "sendme finds its peers through servers on the Internet",
+}
+"""Tools that people may miss in a table, and why they are not in it."""
 
 
 def find_program(name: str) -> str | None:

@@ -21,7 +21,7 @@ import data
 import link as linking
 from processes import Memory, busy, processor_time
 from report import environment, parse_names, say, table, write_json
-from tools import TOOLS, Ends, Failed, LinkEnds, OursSingle, Tool, find_program
+from tools import NOT_HERE, TOOLS, Ends, Failed, LinkEnds, OursSingle, Tool, find_program
 
 
 @dataclasses.dataclass
@@ -43,6 +43,8 @@ class Run:
     carried: int | None
     """Bytes that went into the link from the sender's side, all headers and repetitions included."""
     link: dict
+    resent: int | None
+    """Bytes of the package that were sent more than once; only our own client says so."""
 
 
 def measure(tool: Tool, source: Path, deadline: float) -> Run:
@@ -77,7 +79,7 @@ def measure(tool: Tool, source: Path, deadline: float) -> Run:
     others = max(0.0, busy_after - busy_before - ours) / (seconds * (os.cpu_count() or 1))
     between = difference(before, after)
     return Run(tool.name, seconds, cpu_sender, cpu_receiver, *peaks, sync_seconds, others, load,
-               between["a_to_b"]["bytes"] if between else None, between)
+               between["a_to_b"]["bytes"] if between else None, between, tool.resent())
 
 
 def difference(before: dict, after: dict) -> dict:
@@ -132,7 +134,7 @@ def medians(runs: list[Run]) -> dict | None:
 
 def show(results: list[dict], linked: bool) -> str:
     """The table."""
-    head = ["data", "tool", "runs", "wall s", "min-max", "MB/s", "CPU s send", "recv", "RSS MB send", "recv", "then sync s", "others %"]
+    head = ["data", "tool", "runs", "wall s", "min-max", "MB/s", "CPU s send", "recv", "RSS MB send", "recv", "then sync s", "others %", "re-sent MB"]
     rows = [head + (["carried/data", "lost", "dropped"] if linked else [])]
     for result in results:
         median, runs = result["median"], result["runs"]
@@ -143,7 +145,7 @@ def show(results: list[dict], linked: bool) -> str:
         row = [result["data"], result["tool"], f"{len(runs)}", f"{median['seconds']:.2f}", f"{min(walls):.2f}-{max(walls):.2f}",
                f"{result['bytes'] / 1e6 / median['seconds']:.1f}", f"{median['cpu_sender']:.2f}", f"{median['cpu_receiver']:.2f}",
                f"{median['rss_sender'] / 1e6:.0f}", f"{median['rss_receiver'] / 1e6:.0f}", f"{median['sync_seconds']:.2f}",
-               f"{median['others'] * 100:.0f}"]
+               f"{median['others'] * 100:.0f}", f"{median['resent'] / 1e6:.1f}" if "resent" in median else "-"]
         if linked:
             ways = [run["link"][way] for run in runs for way in run["link"]]
             row += [f"{median['carried'] / result['bytes']:.3f}", f"{sum(way['lost'] for way in ways)}",
@@ -164,7 +166,10 @@ def run(options: argparse.Namespace, work: Path) -> int:
     else:
         results = run_all(Ends(), options, work)
     print(show(results, bool(options.link)))
-    write_json(options.json, facts, results)
+    if not options.only:
+        for why in NOT_HERE.values():
+            say(f"note: {why}")
+    write_json(options.json, {**facts, "not_here": NOT_HERE}, results)
     return 1 if any(result["failures"] for result in results) else 0
 
 
