@@ -42,6 +42,8 @@ class Kill:
     at: float
     """… and at which it came."""
     resent: int
+    asked: float
+    """Until the worker had said what it lacks."""
     back: float
 
 
@@ -95,7 +97,7 @@ class Upload:
         """Take an event; the client that runs now."""
         if event["type"] == "plan":
             self.size = event["bytes"]
-            self._begin(event["already_there"])
+            self._begin(when, event["already_there"])
         elif event["type"] == "uploading" and self._life:
             position = self.size - event["total"] + event["done"]
             self._life.sent = event["sent"] - self._said
@@ -107,7 +109,7 @@ class Upload:
             self._settle(when)
         return client
 
-    def _begin(self, there: int) -> None:
+    def _begin(self, when: float, there: int) -> None:
         """A link's upload begins: what the life before has cost is known now."""
         before, self._life = self._life, Life(there)
         if before and self.side == "worker":
@@ -115,7 +117,7 @@ class Upload:
         if self._killed:
             wanted, at, self._again, life = self._killed
             sent = life.sent if self.side == "worker" else life.carried / self.share
-            self.kills.append(Kill(self.side, wanted, at, max(0, round(sent - (there - life.there))), 0.0))
+            self.kills.append(Kill(self.side, wanted, at, max(0, round(sent - (there - life.there))), when - self._again, 0.0))
             self._killed = None
 
     def _settle(self, when: float) -> None:
@@ -123,7 +125,8 @@ class Upload:
         if self._again is not None:
             kill = self.kills[-1]
             kill.back, self._again = when - self._again, None
-            say(f"  {kill.side} killed at {kill.at:.1%}: {kill.resent / 1e6:.1f} MB again, back in {kill.back:.1f} s")
+            slow = f", {kill.asked:.1f} s of them until the worker had said what it lacks" if kill.back > SOONEST else ""
+            say(f"  {kill.side} killed at {kill.at:.1%}: {kill.resent / 1e6:.1f} MB again, back in {kill.back:.1f} s{slow}")
 
     def _kill(self, client: Client, position: int) -> Client:
         """Kill the side and start it again."""
