@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -19,8 +20,11 @@ EXTRA = 20
 """Frames that are appended or inserted."""
 
 
-def draw(number: int, size: int) -> np.ndarray:
-    """One image as a camera gives it: uneven light, texture that stays, two animals that move, sensor noise. (size, size) of uint8."""
+def draw(number: int, size: int, noise: float) -> np.ndarray:
+    """One image as a camera gives it: uneven light, texture that stays, two animals that move, sensor noise. (size, size) of uint8.
+
+    More noise makes a longer PNG.
+    """
     still, moving = np.random.default_rng(7), np.random.default_rng([7, number])
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     image = 170 - 60 * ((x - 0.5) ** 2 + (y - 0.5) ** 2) + cv2.GaussianBlur(still.normal(0, 40, (size, size)).astype(np.float32), (0, 0), 3)
@@ -28,15 +32,20 @@ def draw(number: int, size: int) -> np.ndarray:
         angle = number / 25 + animal * np.pi
         centre = (int(size * (0.5 + 0.3 * np.cos(angle))), int(size * (0.5 + 0.3 * np.sin(angle))))
         cv2.ellipse(image, centre, (size // 16, size // 40), float(np.degrees(angle)), 0, 360, 40.0, -1, cv2.LINE_AA)
-    return np.clip(image + moving.normal(0, 4, image.shape), 0, 255).astype(np.uint8)
+    return np.clip(image + moving.normal(0, noise, image.shape), 0, 255).astype(np.uint8)
 
 
-def write_images(folder: Path, count: int, size: int) -> list[str]:
-    """The images as files; their names."""
+def write_images(folder: Path, base: range, size: int) -> list[str]:
+    """The images as files, `EXTRA` before and after the base, and one longer than all others; their names.
+
+    sleap-io pads all of a video's images to the longest. So the extra frames are a little shorter than the base's, and what a longer
+    one does is a case of its own.
+    """
     folder.mkdir()
-    names = [str(folder / f"{number:05}.png") for number in range(count)]
-    for number, name in enumerate(names):
-        cv2.imwrite(name, draw(number, size))
+    noises = [4.0 if number in base else 3.9 for number in range(base.stop + EXTRA)] + [5.0]
+    names = [str(folder / f"{number:05}.png") for number in range(len(noises))]
+    for number, (name, noise) in enumerate(zip(names, noises)):
+        cv2.imwrite(name, draw(number, size, noise))
     return names
 
 
@@ -51,7 +60,7 @@ def frame(video: sleap_io.Video, index: int, skeleton: sleap_io.Skeleton, size: 
     return sleap_io.LabeledFrame(video=video, frame_idx=index, instances=instances)
 
 
-def save(path: Path, video: sleap_io.Video, skeleton: sleap_io.Skeleton, size: int, indices: range, edit: bool = False) -> None:
+def save(path: Path, video: sleap_io.Video, skeleton: sleap_io.Skeleton, size: int, indices: Iterable[int], edit: bool = False) -> None:
     """A package of these frames of the video."""
     frames = [frame(video, index, skeleton, size) for index in indices]
     if edit:
@@ -63,10 +72,10 @@ def save(path: Path, video: sleap_io.Video, skeleton: sleap_io.Skeleton, size: i
 
 def main() -> None:
     folder, count, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    images = write_images(folder / "images", EXTRA + count + EXTRA, size)
+    base = range(EXTRA, EXTRA + count)
+    images = write_images(folder / "images", base, size)
     skeleton = sleap_io.Skeleton(["head", "thorax", "abdomen"], edges=[("head", "thorax"), ("thorax", "abdomen")])
     name = "labels.pkg.slp"
-    base = range(EXTRA, EXTRA + count)
 
     def video() -> sleap_io.Video:
         return sleap_io.Video.from_filename(images)
@@ -75,6 +84,7 @@ def main() -> None:
     save(folder / "edited" / name, video(), skeleton, size, base, edit=True)
     save(folder / "appended" / name, video(), skeleton, size, range(EXTRA, EXTRA + count + EXTRA))
     save(folder / "inserted" / name, video(), skeleton, size, range(0, EXTRA + count))
+    save(folder / "longest" / name, video(), skeleton, size, [*base, len(images) - 1])
     (folder / "renamed").mkdir()
     shutil.copy(folder / "first" / name, folder / "renamed" / "labels.v002.pkg.slp")
     shutil.rmtree(folder / "images")
