@@ -125,9 +125,10 @@ need_link() {
     command -v ip >/dev/null || ensure_debian iproute2
 }
 
-# build_link: builds the engine of scripts/link and prints its path.
+# build_link: builds the engine of scripts/link and prints its path. With the whole workspace, so that it takes no other features of the
+# large crates than the programs do, which would build them a second time.
 build_link() {
     need_command cargo "see https://rustup.rs"
-    (cd "$ROOT" && cargo build --quiet --locked --release --package shared --example link) >&2
+    (cd "$ROOT" && cargo build --quiet --locked --release --workspace --example link) >&2
     printf '%s/release/examples/link\n' "$(target_dir)"
 }

@@ -37,6 +37,11 @@ def processor_time(pid: int) -> float:
     return sum(map(int, words[11:15])) / TICKS
 
 
+def ended(pid: int) -> bool:
+    """Whether a process has ended and nobody has waited for it yet."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def busy() -> float:
     """Seconds that all processors together have worked since the start."""
     words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]

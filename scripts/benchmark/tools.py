@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,8 @@ import sys
 from pathlib import Path
 
 import link as linking
-from processes import processor_time, tree
+from client import Client
+from processes import ended, processor_time, tree
 
 START_TIME = 30.0
 
@@ -40,6 +42,18 @@ class Ends:
     def traffic(self) -> dict:
         """Counters of what was carried."""
         return {}
+
+
+class OwnLoopback(Ends):
+    """Loopback in a network namespace that nobody else uses, so that its counters are ours; only where `linking.inside()`."""
+
+    def __init__(self) -> None:
+        linking.run_quietly("ip", "link", "set", "lo", "up")
+
+    def traffic(self) -> dict:
+        """Both directions in one: acknowledgements are in it."""
+        line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
+        return {"a_to_b": {"bytes": int(line.partition(":")[2].split()[0])}}
 
 
 class LinkEnds(Ends):
@@ -79,12 +93,12 @@ class Tool:
         self.goal = folder / "arrived"
         self._running: list[subprocess.Popen] = []
 
-    def start(self, name: str, *command: str | Path, prefix: list[str] | None = None) -> subprocess.Popen:
-        """Start a process, at the receiver's end unless told otherwise; what it says goes to a file."""
+    def start(self, name: str, *command: str | Path, prefix: list[str] | None = None, listen: bool = False) -> subprocess.Popen:
+        """Start a process, at the receiver's end unless told otherwise; what it says goes to a file, or stdout to whoever listens."""
         prefix = self.ends.b if prefix is None else prefix
-        with open(self.folder / f"{name}.log", "wb") as log:
-            process = subprocess.Popen([*prefix, *map(str, command)], cwd=self.folder, env=self.environment(),
-                                       stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        with open(self.folder / f"{name}.log", "ab") as log:
+            process = subprocess.Popen([*prefix, *map(str, command)], cwd=self.folder, env=self.environment(), stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.PIPE if listen else log, stderr=log if listen else subprocess.STDOUT)
         self._running.append(process)
         return process
 
@@ -110,6 +124,14 @@ class Tool:
         """The folder in which the data are."""
         return self.goal
 
+    def here(self) -> int:
+        """Bytes that have arrived so far, also of a transfer that was broken off."""
+        return sum(path.stat().st_size for path in self.goal.rglob("*") if path.is_file())
+
+    def resent(self) -> int | None:
+        """Bytes of content that were sent more than once, where the tool says so."""
+        return None
+
     def end(self) -> None:
         """End what was started."""
         for process in reversed(self._running):
@@ -126,23 +148,38 @@ class Ours(Tool):
     """This program: `train --detach` ends when the worker has every byte verified, synced and named."""
 
     name = "webrtc-connect"
+    more: list[str] = []
+    """Further options of the client."""
 
     def receiver(self) -> subprocess.Popen:
-        programs, port = self.options.bin_dir, free_port()
-        server = f"http://{self.ends.address}:{port}"
+        port = free_port()
+        self._server = f"http://{self.ends.address}:{port}"
         for name in "server", "client":
             (self.folder / name).mkdir()
         (self.folder / "webrtc-connect.toml").write_text('[worker.trainers.bench]\ncommand = ["true"]\n')
-        self.start("server", programs / "webrtc-server", "--listen", f"{self.ends.address}:{port}", "--data-dir", self.folder / "server")
+        self.start("server", self.options.bin_dir / "webrtc-server", "--listen", f"{self.ends.address}:{port}",
+                   "--data-dir", self.folder / "server")
         self.ends.wait_for_port(port)
-        worker = self.start("worker", programs / "webrtc-worker", "--server", server, "--data-dir", self.folder / "worker",
-                            "--invite-file", self.folder / "invite", "--bind", f"{self.ends.address}:0")
+        worker = self.start_worker()
         linking.wait_until(lambda: (self.folder / "invite").exists() or worker.poll() is not None, "the worker's invite", START_TIME)
         return worker
 
+    def start_worker(self) -> subprocess.Popen:
+        """Start the worker, or start it again."""
+        return self.start("worker", self.options.bin_dir / "webrtc-worker", "--server", self._server, "--data-dir", self.folder / "worker",
+                          "--invite-file", self.folder / "invite", "--bind", f"{self.ends.address}:0")
+
     def command(self, source: Path) -> list[str | Path]:
         return [self.options.bin_dir / "webrtc-client", "train", source, "--trainer", "bench", "--detach", "--json",
-                "--invite-file", self.folder / "invite", *self.ends.sender_bind]
+                "--invite-file", self.folder / "invite", *self.ends.sender_bind, *self.more]
+
+    def start_client(self, source: Path) -> Client:
+        """Run the command, and listen."""
+        return Client(self.start("send", *self.command(source), prefix=[], listen=True))
+
+    def resent(self) -> int | None:
+        events = map(json.loads, (self.folder / "send.log").read_text().splitlines())
+        return next((event["sent"] - event["bytes"] for event in events if event["type"] == "uploaded" and "sent" in event), None)
 
     def end(self) -> None:
         # A job's runner outlives its worker on purpose; its trainer here is `true`, and nobody comes back for it.
@@ -157,6 +194,13 @@ class Ours(Tool):
         for found in (self.folder / "worker").rglob("bench.yaml"):
             return found.parent
         raise Failed("the package is not at the worker")
+
+
+class OursSingle(Ours):
+    """The same with one bulk connection at most: what one SCTP association does."""
+
+    name = "one-connection"
+    more = ["--connections", "1"]
 
 
 class Tcp(Tool):
@@ -234,7 +278,40 @@ class Rsync(Scp):
         return ["rsync", "-a", "-e", f"ssh -F {self.folder}/ssh_config", source, f"there:{self.goal}/"]
 
 
-TOOLS: dict[str, type[Tool]] = {tool.name: tool for tool in (Ours, Tcp, Scp, ScpGcm, Rsync)}
+class Wormhole(Tool):
+    """magic-wormhole with servers of our own, as Debian packages them: it zips a folder first, and the receiver unpacks it."""
+
+    name = "magic-wormhole"
+    needs = ["wormhole", "twist3"]
+    _code = "1-for-measuring"
+
+    def receiver(self) -> subprocess.Popen:
+        mailbox, transit = free_port(), free_port()
+        for service, port in ("wormhole-mailbox", mailbox), ("transitrelay", transit):
+            self.start(service, "twist3", service, f"--port=tcp:{port}:interface={self.ends.address}")
+            self.ends.wait_for_port(port)
+        self._servers = ["--relay-url", f"ws://{self.ends.address}:{mailbox}/v1", "--transit-helper", f"tcp:{self.ends.address}:{transit}"]
+        self.goal.mkdir()
+        return self.start("receive", "wormhole", *self._servers, "receive", "--hide-progress", "--accept-file", "-o", self.goal / "folder", self._code)
+
+    def command(self, source: Path) -> list[str | Path]:
+        return ["wormhole", *self._servers, "send", "--hide-progress", "--code", self._code, source]
+
+    def settle(self, receiver: subprocess.Popen) -> float:
+        # It unpacks after it has told the sender that it has everything; until it is waited for, its times can be read.
+        linking.wait_until(lambda: ended(receiver.pid), "the receiver's end", 600)
+        return processor_time(receiver.pid)
+
+    def arrived(self) -> Path:
+        return self.goal / "folder"
+
+
+TOOLS: dict[str, type[Tool]] = {tool.name: tool for tool in (Ours, Tcp, Scp, ScpGcm, Rsync, Wormhole)}
+NOT_HERE = {
+    "croc": "croc has no package in Debian 12",
+    "sendme": "sendme finds its peers through servers on the Internet",
+}
+"""Tools that people may miss in a table, and why they are not in it."""
 
 
 def find_program(name: str) -> str | None:

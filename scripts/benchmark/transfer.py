@@ -1,7 +1,5 @@
-#!/usr/bin/env python3
-"""Measure transfers: the same data through this program and through what people use otherwise, in one run.
+"""The same data through this program and through what people use otherwise, in one run.
 
-Called by `scripts/bench`, which prepares everything; docs/measuring.md says what is timed and how to read the table.
 Only what a user would type to send is timed; starting what listens, checking and cleaning up are not.
 """
 
@@ -11,12 +9,9 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import shutil
-import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,7 +20,8 @@ from pathlib import Path
 import data
 import link as linking
 from processes import Memory, busy, processor_time
-from tools import TOOLS, Ends, Failed, LinkEnds, Tool, find_program
+from report import environment, parse_names, say, table, write_json
+from tools import NOT_HERE, TOOLS, Ends, Failed, LinkEnds, OursSingle, Tool, find_program
 
 
 @dataclasses.dataclass
@@ -47,6 +43,8 @@ class Run:
     carried: int | None
     """Bytes that went into the link from the sender's side, all headers and repetitions included."""
     link: dict
+    resent: int | None
+    """Bytes of the package that were sent more than once; only our own client says so."""
 
 
 def measure(tool: Tool, source: Path, deadline: float) -> Run:
@@ -81,7 +79,7 @@ def measure(tool: Tool, source: Path, deadline: float) -> Run:
     others = max(0.0, busy_after - busy_before - ours) / (seconds * (os.cpu_count() or 1))
     between = difference(before, after)
     return Run(tool.name, seconds, cpu_sender, cpu_receiver, *peaks, sync_seconds, others, load,
-               between["a_to_b"]["bytes"] if between else None, between)
+               between["a_to_b"]["bytes"] if between else None, between, tool.resent())
 
 
 def difference(before: dict, after: dict) -> dict:
@@ -136,7 +134,7 @@ def medians(runs: list[Run]) -> dict | None:
 
 def show(results: list[dict], linked: bool) -> str:
     """The table."""
-    head = ["data", "tool", "runs", "wall s", "min-max", "MB/s", "CPU s send", "recv", "RSS MB send", "recv", "then sync s", "others %"]
+    head = ["data", "tool", "runs", "wall s", "min-max", "MB/s", "CPU s send", "recv", "RSS MB send", "recv", "then sync s", "others %", "re-sent MB"]
     rows = [head + (["carried/data", "lost", "dropped"] if linked else [])]
     for result in results:
         median, runs = result["median"], result["runs"]
@@ -147,123 +145,48 @@ def show(results: list[dict], linked: bool) -> str:
         row = [result["data"], result["tool"], f"{len(runs)}", f"{median['seconds']:.2f}", f"{min(walls):.2f}-{max(walls):.2f}",
                f"{result['bytes'] / 1e6 / median['seconds']:.1f}", f"{median['cpu_sender']:.2f}", f"{median['cpu_receiver']:.2f}",
                f"{median['rss_sender'] / 1e6:.0f}", f"{median['rss_receiver'] / 1e6:.0f}", f"{median['sync_seconds']:.2f}",
-               f"{median['others'] * 100:.0f}"]
+               f"{median['others'] * 100:.0f}", f"{median['resent'] / 1e6:.1f}" if "resent" in median else "-"]
         if linked:
             ways = [run["link"][way] for run in runs for way in run["link"]]
             row += [f"{median['carried'] / result['bytes']:.3f}", f"{sum(way['lost'] for way in ways)}",
                     f"{sum(way['dropped'] + way['overrun'] for way in ways)}"]
         rows.append(row)
-    widths = [max(len(row[column]) for row in rows if column < len(row) and len(row) > 4) for column in range(len(rows[0]))]
-    align = [str.ljust, str.ljust, *[str.rjust] * (len(widths) - 2)]
-    return "\n".join("  ".join(place(cell, width) for place, cell, width in zip(align, row, widths)).rstrip() for row in rows)
+    return table(rows)
 
 
-def environment(options: argparse.Namespace) -> dict:
-    """What somebody else would have to know about this machine."""
-    def said(*command: str) -> str:
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except FileNotFoundError:
-            return f"no {command[0]}"
-        return (done.stdout + done.stderr).strip().partition("\n")[0]
-
-    model = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "kernel": platform.release(), "processors": os.cpu_count(),
-        "processor": model[0] if model else platform.machine(), "rmem_max": options.rmem_max, "load": os.getloadavg(),
-        "commit": said("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
-        "versions": [said(str(options.bin_dir / "webrtc-client"), "--version"), said("ssh", "-V"), said("rsync", "--version")],
-        "link": str(options.link) if options.link else "loopback", "runs": options.runs,
-    }
-
-
-def transfer(options: argparse.Namespace) -> int:
-    """The whole comparison."""
-    with tempfile.TemporaryDirectory(prefix="bench.", dir=options.work, ignore_cleanup_errors=True) as folder:
-        work = Path(folder)
-        # sshd looks into the home folder's parents; others have no business here.
-        work.chmod(0o700)
-        facts = environment(options)
-        say(f"{facts['link']}; {facts['processors']} processors, load {facts['load'][0]:.1f}")
-        if options.link:
-            with linking.Link(options.engine, options.link) as link:
-                facts["link_real_time"] = link.real_time
-                results = run_all(LinkEnds(link), options, work)
-        else:
-            results = run_all(Ends(), options, work)
+def run(options: argparse.Namespace, work: Path) -> int:
+    """The command."""
+    options.tools = present(options.only or list(TOOLS))
+    facts = environment(options, link=str(options.link) if options.link else "loopback", runs=options.runs)
+    say(f"{facts['link']}; {facts['processors']} processors, load {facts['load'][0]:.1f}")
+    if options.link:
+        with linking.Link(options.engine, options.link) as link:
+            facts["link_real_time"] = link.real_time
+            results = run_all(LinkEnds(link), options, work)
+    else:
+        results = run_all(Ends(), options, work)
     print(show(results, bool(options.link)))
-    if options.json:
-        options.json.write_text(json.dumps({"environment": facts, "results": results}, indent=1) + "\n")
+    if not options.only:
+        for why in NOT_HERE.values():
+            say(f"note: {why}")
+    write_json(options.json, {**facts, "not_here": NOT_HERE}, results)
     return 1 if any(result["failures"] for result in results) else 0
 
 
-def say(text: str) -> None:
-    """Progress, to stderr."""
-    print(text, file=sys.stderr, flush=True)
+def present(names: list[str]) -> list[str]:
+    """Those of these tools that are there."""
+    known = {**TOOLS, OursSingle.name: OursSingle}
+    absent = {name: [need for need in known[name].needs if not find_program(need)] for name in names}
+    for name, needs in absent.items():
+        if needs:
+            say(f"{name} is left out: there is no {', '.join(needs)}")
+    return [name for name in names if not absent[name]]
 
 
-def parse_size(text: str) -> int:
-    """`1GiB`, `256MiB`, `5MB`: bytes."""
-    for suffix, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("GB", 10**9), ("MB", 10**6), ("", 1)):
-        if text.endswith(suffix) and text[:len(text) - len(suffix)].isdigit():
-            return int(text[:len(text) - len(suffix)]) * factor
-    raise argparse.ArgumentTypeError(f"{text!r} is no size such as 256MiB")
-
-
-def parse_names(known: list[str]):
-    """Comma-separated names of these."""
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        if unknown := [name for name in names if name not in known]:
-            raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}; there are {', '.join(known)}")
-        return names
-    return parse
-
-
-def parse_arguments() -> argparse.Namespace:
-    """What was asked for."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--bin-dir", type=Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--engine", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--rmem-max", type=int, help=argparse.SUPPRESS)
-    command = parser.add_subparsers(dest="command", required=True).add_parser("transfer", help="upload of a package, against other tools")
-    command.add_argument("--size", type=parse_size, default=1 << 30, help="of the random and the compressible file [default: 1GiB]")
+def arguments(command: argparse.ArgumentParser) -> None:
+    """Its options."""
     command.add_argument("--files", type=int, default=5000, help="of 10 kB each, in the set of many files [default: 5000]")
     command.add_argument("--data", type=parse_names(data.NAMES), default=data.NAMES, metavar="NAMES", help=f"of {','.join(data.NAMES)} [default: all]")
     command.add_argument("--runs", type=int, default=5, help="of each; the table shows medians [default: 5]")
     command.add_argument("--only", type=parse_names(list(TOOLS)), metavar="NAMES", help=f"of {','.join(TOOLS)} [default: all that are there]")
-    command.add_argument("--link", type=linking.parse_link, metavar="RATE,DELAY,LOSS[,QUEUE]",
-                         help="through a link such as 100mbit,15ms,0.05%% (delay one way, queue 100ms) instead of loopback")
     command.add_argument("--timeout", type=float, default=900, help="seconds that one transfer may take [default: 900]")
-    command.add_argument("--work", type=Path, help="where the data are made and go [default: the temporary folder]")
-    command.add_argument("--json", type=Path, help="write everything to this file, too")
-    return parser.parse_args()
-
-
-def main() -> int:
-    options = parse_arguments()
-    if options.link and not linking.inside():
-        # Inside, the kernel does not say it.
-        rmem_max = Path("/proc/sys/net/core/rmem_max").read_text().strip()
-        return linking.enter([sys.executable, sys.argv[0], "--rmem-max", rmem_max, *sys.argv[1:]])
-    if options.rmem_max is None:
-        options.rmem_max = int(Path("/proc/sys/net/core/rmem_max").read_text())
-    absent = {name: [need for need in tool.needs if not find_program(need)] for name, tool in TOOLS.items()}
-    options.tools = []
-    for name in options.only or TOOLS:
-        if absent[name]:
-            say(f"{name} is left out: there is no {', '.join(absent[name])}")
-        else:
-            options.tools.append(name)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        return transfer(options)
-    except (Failed, linking.LinkError) as error:
-        say(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

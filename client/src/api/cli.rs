@@ -98,6 +98,10 @@ pub struct Global {
     #[arg(long, value_name = "ADDR", global = true, help_heading = "Connection", value_parser = parse_bind)]
     pub bind: Vec<SocketAddr>,
 
+    /// At most so many bulk connections for a transfer, instead of as many as help; for measuring
+    #[arg(long, value_name = "N", global = true, hide = true, value_parser = clap::value_parser!(u32).range(1..))]
+    pub connections: Option<u32>,
+
     /// The configuration file, instead of ./webrtc-connect.toml or the one in the user's configuration directory
     #[arg(long, value_name = "FILE", global = true, help_heading = "Connection")]
     pub config_file: Option<PathBuf>,

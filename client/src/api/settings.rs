@@ -100,6 +100,7 @@ pub fn load(global: &Global, environment: &Environment) -> Result<Settings, Fail
         ice_servers,
         bind: if global.bind.is_empty() { file.bind } else { global.bind.clone() },
         relay_only: global.relay_only || file.relay_only,
+        connections: global.connections,
         config_dir: config::config_dir()?,
     };
     Ok(Settings { remote, options })

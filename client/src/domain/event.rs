@@ -74,11 +74,19 @@ pub enum Event {
         done: u64,
         /// Bytes to send.
         total: u64,
+        /// Bytes of the package that were sent since the command began, repetitions included.
+        #[serde(default)]
+        sent: u64,
+        /// How long the worker took to answer the last sign of life, in milliseconds.
+        round_trip_ms: Option<u64>,
     },
     /// The package is whole at the worker.
     Uploaded {
-        /// Bytes sent.
+        /// Bytes that the worker lacked, when it was last asked.
         bytes: u64,
+        /// Bytes of the package that were sent since the command began, repetitions included.
+        #[serde(default)]
+        sent: u64,
         /// Milliseconds.
         elapsed_ms: u64,
     },

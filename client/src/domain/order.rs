@@ -21,6 +21,8 @@ pub struct Remote {
     pub bind: Vec<SocketAddr>,
     /// Use relays only, so that the peers do not learn each other's address.
     pub relay_only: bool,
+    /// The most bulk connections that a transfer may have; absent: as many as help.
+    pub connections: Option<u32>,
     /// Where our key and the known workers lie.
     pub config_dir: PathBuf,
 }

@@ -4,11 +4,8 @@
 //! the inbox is [`Incoming::Lost`].
 
 use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -25,7 +22,7 @@ use shared::{
     },
 };
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -38,12 +35,13 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long the answer to a probe may take.
 const PROBE: Duration = Duration::from_secs(3);
+/// Pings whose answer is waited for, at most; the round trip of an older one is not measured.
+const PINGS: usize = 64;
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// The round trip that is assumed before one was measured.
 const ROUND_TRIP: Duration = Duration::from_millis(100);
-const UNKNOWN: u64 = u64::MAX;
 
 /// What a link brings.
 pub(super) enum Incoming {
@@ -57,6 +55,13 @@ pub(super) enum Incoming {
 
 type Routes<K, T> = Arc<Mutex<HashMap<K, mpsc::Sender<T>>>>;
 
+/// How long the worker took to answer signs of life.
+#[derive(Debug, Clone, Copy)]
+struct RoundTrip {
+    last: Duration,
+    shortest: Duration,
+}
+
 /// A link in use.
 pub(super) struct Conversation {
     out: mpsc::Sender<ToWorker>,
@@ -66,15 +71,16 @@ pub(super) struct Conversation {
     bulk: Arc<BulkDialer>,
     carrier: Arc<Carrier>,
     probe: Arc<Notify>,
-    /// The shortest time from a ping to its answer, in microseconds.
-    round_trip: Arc<AtomicU64>,
+    ping: Arc<Notify>,
+    round_trip: watch::Receiver<Option<RoundTrip>>,
+    connections: Option<u32>,
     stop: CancellationToken,
     _stop: DropGuard,
 }
 
 impl Conversation {
-    /// Takes a link into use.
-    pub(super) fn start(link: Link, options: &PeerOptions) -> Self {
+    /// Takes a link into use, with at most so many bulk connections where that is said.
+    pub(super) fn start(link: Link, options: &PeerOptions, connections: Option<u32>) -> Self {
         let Link { control, progress, proven, carrier, path_mtu } = link;
         let (out, outgoing) = mpsc::channel(64);
         let (inbox_tx, inbox) = mpsc::channel(256);
@@ -85,7 +91,8 @@ impl Conversation {
         let options = PeerOptions { path_mtu, ..options.clone() };
         let bulk = Arc::new(BulkDialer::new(proven.bulk_key, options, out.clone(), pool.clone(), stop.clone()));
         tokio::spawn(write(control.sender().clone(), outgoing, stop.clone()));
-        let (probe, round_trip) = (Arc::new(Notify::new()), Arc::new(AtomicU64::new(UNKNOWN)));
+        let (probe, ping) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (round_trip_tx, round_trip) = watch::channel(None);
         let reader = Reader {
             inbox: inbox_tx,
             steps: steps.clone(),
@@ -93,15 +100,29 @@ impl Conversation {
             out: out.clone(),
             carrier: carrier.clone(),
             probe: probe.clone(),
-            round_trip: round_trip.clone(),
+            ping: ping.clone(),
             pings: 0,
-            pinged: None,
+            pinged: VecDeque::new(),
+            round_trip: round_trip_tx,
             heard: Instant::now(),
             probed: None,
         };
         let reader_stop = stop.clone();
         tokio::spawn(async move { reader_stop.run_until_cancelled(reader.run(control, progress)).await });
-        Conversation { out, inbox, pool, steps, bulk, carrier, probe, round_trip, _stop: stop.clone().drop_guard(), stop }
+        Conversation {
+            out,
+            inbox,
+            pool,
+            steps,
+            bulk,
+            carrier,
+            probe,
+            ping,
+            round_trip,
+            connections,
+            _stop: stop.clone().drop_guard(),
+            stop,
+        }
     }
 
     /// Sends one message.
@@ -119,6 +140,16 @@ impl Conversation {
         self.probe.notify_one();
     }
 
+    /// Asks for a sign of life now, and so for a new [`Conversation::round_trip`].
+    pub(super) fn ping(&self) {
+        self.ping.notify_one();
+    }
+
+    /// How long the worker took to answer the last sign of life; `None`: it has answered none yet.
+    pub(super) fn round_trip(&self) -> Option<Duration> {
+        self.round_trip.borrow().map(|round_trip| round_trip.last)
+    }
+
     /// The route in use.
     pub(super) async fn route(&self) -> Option<Route> {
         self.carrier.connection.route().await
@@ -132,7 +163,7 @@ impl Conversation {
 
     /// From now on there are so many bulk connections, or as many as there were.
     pub(super) fn keep_bulk(&self, connections: u32) {
-        self.bulk.clone().keep(connections);
+        self.bulk.clone().keep(connections.min(self.connections.unwrap_or(u32::MAX)));
     }
 
     /// How many bulk connections are open.
@@ -145,10 +176,9 @@ impl Conversation {
         self.pool.carried()
     }
 
-    /// The path's round trip, as far as it is known.
-    pub(super) fn round_trip(&self) -> Duration {
-        let pinged = self.round_trip.load(Ordering::Relaxed);
-        let pinged = if pinged == UNKNOWN { ROUND_TRIP } else { Duration::from_micros(pinged) };
+    /// The path's round trip without its queues, as far as it is known.
+    pub(super) fn path_round_trip(&self) -> Duration {
+        let pinged = self.round_trip.borrow().map_or(ROUND_TRIP, |round_trip| round_trip.shortest);
         self.pool.round_trip().unwrap_or(pinged)
     }
 
@@ -209,11 +239,12 @@ struct Reader {
     out: mpsc::Sender<ToWorker>,
     carrier: Arc<Carrier>,
     probe: Arc<Notify>,
-    round_trip: Arc<AtomicU64>,
+    ping: Arc<Notify>,
     /// How many pings have been sent.
     pings: u64,
-    /// The last one of them, and when.
-    pinged: Option<(u64, Instant)>,
+    /// Those that have not been answered, and when they were sent.
+    pinged: VecDeque<(u64, Instant)>,
+    round_trip: watch::Sender<Option<RoundTrip>>,
     heard: Instant,
     /// The ping that must be answered, and by when.
     probed: Option<(u64, Instant)>,
@@ -230,19 +261,23 @@ impl Reader {
     async fn run_inner(&mut self, mut control: Channel, mut progress: Channel) -> Failure {
         let mut beat = interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (carrier, probe) = (self.carrier.clone(), self.probe.clone());
+        let (carrier, probe, ping) = (self.carrier.clone(), self.probe.clone(), self.ping.clone());
         loop {
             let deadline = self.probed.map_or(self.heard + SILENCE, |(_, until)| until);
             let received = tokio::select! {
                 () = carrier.lost() => return lost("the connection to the worker failed"),
                 () = sleep_until(deadline) => return lost("nothing was heard from the worker for a while"),
                 _ = beat.tick() => {
-                    self.ping();
+                    self.send_ping();
+                    continue;
+                }
+                () = ping.notified() => {
+                    self.send_ping();
                     continue;
                 }
                 () = probe.notified() => {
                     if self.probed.is_none() {
-                        self.probed = self.ping().map(|n| (n, Instant::now() + PROBE));
+                        self.probed = self.send_ping().map(|n| (n, Instant::now() + PROBE));
                     }
                     continue;
                 }
@@ -258,11 +293,29 @@ impl Reader {
     }
 
     /// Gives the number of the ping, unless the queue is full: then messages wait already, which are signs of life, too.
-    fn ping(&mut self) -> Option<u64> {
+    fn send_ping(&mut self) -> Option<u64> {
         self.pings += 1;
         let n = self.pings;
-        self.pinged = Some((n, Instant::now()));
-        self.out.try_send(ToWorker::Ping(Ping { n })).is_ok().then_some(n)
+        self.out.try_send(ToWorker::Ping(Ping { n })).ok()?;
+        self.pinged.push_back((n, Instant::now()));
+        if self.pinged.len() > PINGS {
+            self.pinged.pop_front();
+        }
+        Some(n)
+    }
+
+    /// Answers come in the order of the questions.
+    fn answered(&mut self, n: u64) {
+        while let Some(&(asked, at)) = self.pinged.front().filter(|(asked, _)| *asked <= n) {
+            self.pinged.pop_front();
+            if asked == n {
+                let last = at.elapsed();
+                self.round_trip.send_modify(|known| {
+                    let shortest = known.map_or(last, |known| known.shortest.min(last));
+                    *known = Some(RoundTrip { last, shortest });
+                });
+            }
+        }
     }
 
     async fn handle(&mut self, message: &[u8]) -> Result<(), Failure> {
@@ -289,9 +342,7 @@ impl Reader {
                 Ok(())
             }
             ToClient::Pong(Ping { n }) => {
-                if let Some((_, at)) = self.pinged.take_if(|(ping, _)| *ping == n) {
-                    self.round_trip.fetch_min(at.elapsed().as_micros() as u64, Ordering::Relaxed);
-                }
+                self.answered(n);
                 // Other messages may have been under way when the worker went.
                 self.probed = self.probed.filter(|(probe, _)| n < *probe);
                 Ok(())

@@ -110,6 +110,8 @@ pub(super) struct Drive {
     pub(super) last_seq: u64,
     /// What is known of the job.
     pub(super) known: Known,
+    /// The most bulk connections.
+    pub(super) connections: Option<u32>,
     /// When the command began.
     pub(super) began: Instant,
 }
@@ -122,6 +124,8 @@ pub(super) struct Known {
     ended: Option<(Outcome, String)>,
     status: Option<JobStatus>,
     uploaded: bool,
+    /// Bytes of chunks that were sent on links that are gone.
+    sent: u64,
     saved: bool,
     /// The worker's free disk space when it was last asked, in bytes.
     disk_free: u64,
@@ -142,6 +146,7 @@ impl Drive {
             pending: Vec::new(),
             last_seq: 0,
             known: Known::default(),
+            connections: remote.connections,
             began: Instant::now(),
         })
     }
@@ -160,13 +165,13 @@ impl Drive {
                     }
                 },
             };
-            let mut talk = Conversation::start(link, self.connector.options());
+            let mut talk = Conversation::start(link, self.connector.options(), self.connections);
             let mut transfers = Transfers::new();
             let result = self.converse(&mut talk, &mut transfers).await;
             match result {
                 Err(failure) if failure.code == Code::NoConnection => {
                     drop(talk);
-                    transfers.end().await;
+                    self.interrupted(transfers).await;
                     self.tell(Event::Disconnected { reason: failure.message, retry_in_ms: 0 }).await;
                 }
                 result => {
@@ -192,11 +197,14 @@ impl Drive {
                 return Ok(end);
             }
             tokio::select! {
-                _ = look.tick(), if transfers.uploading.is_some() || transfers.downloading.is_some() => transfers.grow(talk),
+                _ = look.tick(), if transfers.uploading.is_some() || transfers.downloading.is_some() => {
+                    talk.ping();
+                    transfers.grow(talk);
+                }
                 incoming = talk.next() => self.handle(incoming, talk, transfers).await?,
                 () = self.connector.worker_left() => talk.probe(),
                 Some(moved) = transfers.tasks.join_next() => self.moved(moved, transfers, talk).await?,
-                Ok(()) = transfers.upload.changed(), if transfers.uploading.is_some() => self.report_upload(transfers).await,
+                Ok(()) = transfers.upload.changed(), if transfers.uploading.is_some() => self.report_upload(transfers, talk).await,
                 Ok(()) = transfers.download.changed(), if transfers.downloading.is_some() => self.report_download(transfers).await,
                 Some(command) = self.commands.recv() => match command {
                     UserCommand::Detach => return self.detach().await,

@@ -6,6 +6,8 @@ use super::{lab::Lab, package::Steady, program::Program};
 
 /// Enough to be killed in the middle of it.
 const BALLAST: u64 = 200 << 20;
+/// What a kill may cost, in bytes.
+const WINDOW: u64 = 16 << 20;
 
 fn heavy() -> Steady {
     Steady { ballast: BALLAST, ..Steady::default() }
@@ -59,6 +61,8 @@ fn a_killed_agent_takes_the_upload_up_again() {
     worker.start_again();
     client.wait_for("connected");
     assert_continues(&client.wait_for("plan"), acknowledged);
+    let sent = client.wait_for("uploaded")["sent"].as_u64().unwrap();
+    assert!((BALLAST..=BALLAST + WINDOW + 4096).contains(&sent), "{} bytes were sent twice", sent - BALLAST);
     assert_eq!(client.exit_code(), 0);
     client.whole_journal();
     assert_eq!(std::fs::read(lab.path("invite")).unwrap(), invite, "the same room and invite");

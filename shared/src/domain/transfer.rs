@@ -40,6 +40,8 @@ pub struct Progress {
     pub acked_bytes: u64,
     /// What is under way: sent and not acked, or verified and not yet on disk.
     pub in_flight: u64,
+    /// What was given to a connection, each time it was; always 0 at the receiver.
+    pub sent_bytes: u64,
 }
 
 /// Where each chunk of a manifest lies: [`Manifest::places`] with an index, at 8 bytes a chunk.

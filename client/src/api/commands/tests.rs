@@ -34,7 +34,7 @@ async fn a_command_shows_its_events_and_gives_its_code() {
     let output = Output::start(false, true, 0, ViewOptions::default());
     let code = drive(output.clone(), &mut interrupts, |events, _| async move {
         for bytes in 0..5000 {
-            events.send(Event::Uploading { done: bytes, total: 5000 }).await.unwrap();
+            events.send(Event::Uploading { done: bytes, total: 5000, sent: bytes, round_trip_ms: None }).await.unwrap();
         }
         Ok(ended(Outcome::Failed))
     })
@@ -83,7 +83,7 @@ async fn ctrl_c_leaves_a_job_that_goes_on() {
 async fn ctrl_c_in_an_upload_is_an_interrupt() {
     let mut interrupts = signal(SignalKind::alarm()).unwrap();
     let output = Output::start(false, true, 0, ViewOptions::default());
-    let begun = Event::Uploading { done: 1, total: 3 };
+    let begun = Event::Uploading { done: 1, total: 3, sent: 1, round_trip_ms: None };
     let code = drive(output, &mut interrupts, |events, orders| follow(begun, Number::ALARM, events, orders)).await.unwrap();
     assert_eq!(code, 130);
 }

@@ -130,11 +130,11 @@ impl View {
             }
             Event::Disconnected { reason, retry_in_ms } => self.disconnected(reason, *retry_in_ms),
             Event::Plan { .. } => self.plan(event),
-            Event::Uploading { done, total } => {
+            Event::Uploading { done, total, .. } => {
                 self.advance(Stage::Uploading);
                 self.transferring(now, "uploading", *done, *total)
             }
-            Event::Uploaded { bytes, elapsed_ms } => {
+            Event::Uploaded { bytes, elapsed_ms, .. } => {
                 self.transfer = None;
                 self.advance(Stage::Following);
                 vec![Line::plain(format!("uploaded {}", moved(*bytes, *elapsed_ms)))]

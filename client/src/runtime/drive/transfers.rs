@@ -99,13 +99,13 @@ impl Transfers {
             carried: talk.carried(),
             left: progress.needed_bytes.saturating_sub(progress.acked_bytes),
             open: talk.open_bulk(),
-            round_trip: talk.round_trip(),
+            round_trip: talk.path_round_trip(),
         };
         talk.keep_bulk(self.growth.handle_look(look));
     }
 
     /// Waits for what is still under way: it ends by itself once its link is gone, and keeps what it has.
-    pub(super) async fn end(mut self) {
+    pub(super) async fn end(&mut self) {
         let ending = async { while self.tasks.join_next().await.is_some() {} };
         if timeout(Duration::from_secs(5), ending).await.is_err() {
             tracing::warn!("a transfer did not end with its link");
@@ -114,6 +114,16 @@ impl Transfers {
 }
 
 impl Drive {
+    /// The link is gone. Tells how far the upload was in the end, and what it had sent for that.
+    pub(super) async fn interrupted(&mut self, mut transfers: Transfers) {
+        transfers.end().await;
+        let Progress { acked_bytes: done, needed_bytes: total, sent_bytes, .. } = *transfers.upload.borrow();
+        self.known.sent += sent_bytes;
+        if transfers.uploading.is_some() && transfers.planned {
+            self.tell(Event::Uploading { done, total, sent: self.known.sent, round_trip_ms: None }).await;
+        }
+    }
+
     pub(super) fn start_download(&mut self, meta: FileMeta, talk: &Conversation, transfers: &mut Transfers) -> Result<(), Failure> {
         let Some(fetch) = self.fetch.clone().filter(|_| transfers.asked && transfers.downloading.is_none()) else {
             return Err(Failure::new(Code::InvalidRequest, "the worker sent results that were not asked for"));
@@ -137,10 +147,11 @@ impl Drive {
         match moved {
             Moved::Up => {
                 self.known.uploaded = true;
-                self.report_upload_now(transfers).await;
+                self.report_upload_now(transfers, talk).await;
                 let began = transfers.uploading.take().unwrap_or_else(Instant::now);
-                let bytes = transfers.upload.borrow().needed_bytes;
-                self.tell(Event::Uploaded { bytes, elapsed_ms: began.elapsed().as_millis() as u64 }).await;
+                let Progress { needed_bytes: bytes, sent_bytes, .. } = *transfers.upload.borrow();
+                let elapsed_ms = began.elapsed().as_millis() as u64;
+                self.tell(Event::Uploaded { bytes, sent: self.known.sent + sent_bytes, elapsed_ms }).await;
             }
             Moved::Down(saved) => {
                 self.known.saved = true;
@@ -153,13 +164,13 @@ impl Drive {
         Ok(())
     }
 
-    pub(super) async fn report_upload(&mut self, transfers: &mut Transfers) {
+    pub(super) async fn report_upload(&mut self, transfers: &mut Transfers, talk: &Conversation) {
         if !transfers.planned || transfers.reported.elapsed() >= REPORT {
-            self.report_upload_now(transfers).await;
+            self.report_upload_now(transfers, talk).await;
         }
     }
 
-    async fn report_upload_now(&mut self, transfers: &mut Transfers) {
+    async fn report_upload_now(&mut self, transfers: &mut Transfers, talk: &Conversation) {
         transfers.reported = Instant::now();
         let progress = *transfers.upload.borrow();
         if !transfers.planned {
@@ -177,7 +188,9 @@ impl Drive {
                 self.tell(plan).await;
             }
         }
-        self.tell(Event::Uploading { done: progress.acked_bytes, total: progress.needed_bytes }).await;
+        let round_trip_ms = talk.round_trip().map(|time| time.as_millis() as u64);
+        let sent = self.known.sent + progress.sent_bytes;
+        self.tell(Event::Uploading { done: progress.acked_bytes, total: progress.needed_bytes, sent, round_trip_ms }).await;
     }
 
     pub(super) async fn report_download(&mut self, transfers: &mut Transfers) {

@@ -90,9 +90,11 @@ impl Sending {
 
     /// A chunk that was taken goes out on this connection; `false`: it need not go any more.
     pub fn given(&mut self, index: u32, connection: u32) -> bool {
+        let len = self.len_of(index);
         match self.flight.get_mut(&index) {
             Some(on @ None) => {
                 *on = Some(connection);
+                self.progress.sent_bytes += len;
                 true
             }
             _ => false,

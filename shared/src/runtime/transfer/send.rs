@@ -108,7 +108,9 @@ async fn send_inner(
     let _stop = pump.stop.clone().drop_guard();
     let feeder = Feeder::new(transfer, pump.clone(), reader, ready.zstd, ready_tx);
     let feeding = tokio::task::spawn_blocking(move || feeder.run(&Handle::current()));
-    pump.run(pool, steps, summary.id, feeding, progress).await.map_err(tag)
+    let result = pump.clone().run(pool, steps, summary.id, feeding, progress).await;
+    progress.send_replace(pump.progress());
+    result.map_err(tag)
 }
 
 async fn tell(steps: &StepPort, step: Step) -> Result<(), Failure> {
