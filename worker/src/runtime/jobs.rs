@@ -28,7 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::table::{Job, RunnerEnd, Table};
 use super::{
-    journal, now_ms,
+    checkpoint, journal, now_ms,
     runner::{self, Attached, End},
     workspace::{Ended, JobDir, JobRecord, Workspace},
 };
@@ -206,6 +206,14 @@ impl Jobs {
     /// [`Code::JobNotFound`].
     pub fn watch(&self, id: &JobId) -> Result<watch::Receiver<JobStatus>, Failure> {
         Ok(self.table().job(id)?.status.subscribe())
+    }
+
+    /// A job's directory.
+    ///
+    /// # Errors
+    /// [`Code::JobNotFound`].
+    pub fn dir(&self, id: &JobId) -> Result<JobDir, Failure> {
+        Ok(self.table().job(id)?.dir.clone())
     }
 
     /// A job's journal, and word of every append.
@@ -437,12 +445,17 @@ impl Jobs {
 
     /// Reads and hashes what the job left behind.
     async fn with_results(&self, dir: &JobDir, ended: Ended) -> RunnerEnd {
-        let folder = dir.results();
+        let (dir, whole) = (dir.clone(), ended.outcome == Outcome::Completed);
         let hashing = tokio::task::spawn_blocking(move || -> Result<Option<Manifest>, Failure> {
+            let folder = dir.results();
+            if !whole {
+                checkpoint::restore(&dir);
+            }
             if !folder.is_dir() {
                 return Ok(None);
             }
             let manifest = Source::folder(&folder)?.scan(&mut |_| {}, &CancellationToken::new())?;
+            checkpoint::remove(&dir);
             Ok((!manifest.entries.is_empty()).then_some(manifest))
         });
         let results = match hashing.await {
