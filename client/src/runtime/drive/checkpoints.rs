@@ -80,7 +80,7 @@ impl Drive {
         }
         let arriving = transfers.checkpoint.as_mut().filter(|arriving| arriving.transfer == transfer && arriving.task.is_none());
         let (Some(arriving), Some(fetch)) = (arriving, self.fetch.as_ref()) else { return Ok(Some(meta)) };
-        let place = Place::new(&fetch.output, &meta.job);
+        let place = Place::new(&fetch.output, &self.job()?);
         let (pool, steps) = (talk.pool(), talk.steps_of(transfer));
         arriving.task = Some(tokio::spawn(place.receive(meta, arriving.checkpoint.clone(), pool, steps)));
         Ok(None)

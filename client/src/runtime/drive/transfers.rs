@@ -128,7 +128,7 @@ impl Drive {
         let (progress_tx, progress) = watch::channel(Progress::default());
         transfers.download = progress;
         let (pool, steps) = (talk.pool(), talk.steps_of(meta.transfer));
-        let (dropped, place) = (transfers.dropped.take(), Place::new(&fetch.output, &meta.job));
+        let (dropped, place) = (transfers.dropped.take(), Place::new(&fetch.output, &self.job()?));
         transfers.tasks.spawn(async move {
             if let Some(dropped) = dropped {
                 // It ends in a moment, and leaves its folder alone from then on.
