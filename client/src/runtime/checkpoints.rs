@@ -69,9 +69,15 @@ impl Place {
         self.home().join(format!("step-{}", u64::from(step) + 1))
     }
 
-    /// The checkpoints that are in place.
-    pub(super) fn all(&self) -> Vec<PathBuf> {
-        folders(&self.home()).iter().flat_map(|step| folders(step)).collect()
+    /// Folders that have something of the results: checkpoints that are in place, and what has arrived of others.
+    pub(super) fn nearby(&self) -> Vec<PathBuf> {
+        let of_step = |step: &PathBuf| {
+            let arriving = folders(&step.join(ARRIVING)).into_iter();
+            let mut found = folders(step);
+            found.extend(arriving.flat_map(|folder| Destination::new(folder, true).unfinished()));
+            found
+        };
+        folders(&self.home()).iter().flat_map(of_step).collect()
     }
 
     /// Receives an announced checkpoint of a step, and puts it in the place of the one before.
@@ -225,7 +231,7 @@ mod tests {
         write(&step.join(".arriving/bb/run/best.ckpt"), "two");
         write(&step.join(".arriving/old/part"), "of one that is superseded");
         put(&step.join(".arriving/bb"), &step.join("epoch-2-bbbbbbbb")).unwrap();
-        assert_eq!(place.all(), [step.join("epoch-2-bbbbbbbb")]);
+        assert_eq!(place.nearby(), [step.join("epoch-2-bbbbbbbb")]);
         assert_eq!(fs::read_dir(&step).unwrap().count(), 1);
         // The same once more, found in its place.
         put(&step.join("epoch-2-bbbbbbbb"), &step.join("epoch-2-bbbbbbbb")).unwrap();
@@ -254,7 +260,7 @@ mod tests {
             let expected = if kept == 1 { vec![version] } else { vec![] };
             assert_eq!(place.clean_up(results, superseded), expected);
             assert_eq!(folder.path().join("checkpoints").exists(), kept == 1);
-            assert_eq!(place.all(), expected);
+            assert_eq!(place.nearby(), expected);
         }
         // A job that went well has a better one under the same name; its configuration is there as well.
         let folder = tempfile::tempdir().unwrap();

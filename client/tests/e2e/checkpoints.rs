@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    lab::{Lab, python, test_files},
+    lab::{Lab, eventually, python, test_files},
     package,
     program::Program,
 };
@@ -104,7 +104,7 @@ fn a_machine_that_dies_for_good_leaves_a_model_that_predicts() {
 fn half_of_a_model_is_never_delivered_and_the_results_do_not_bring_it_again() {
     let lab = Lab::new();
     let (_server, _worker) = (lab.server(), lab.worker("odd_trainers/slow_saves.py"));
-    let slow = SlowSaves { epochs: 4, model: 2_000_000, kept: 1_000_000, evaluate: 4, ..SlowSaves::default() };
+    let slow = SlowSaves { epochs: 4, model: 2_000_000, kept: 1_000_000, save: 1.6, evaluate: 4, ..SlowSaves::default() };
     let mut client = lab.train(&slow.write(&lab.path("slow")), &[]);
     let mut seen = Vec::new();
     for epoch in 0..4 {
@@ -170,5 +170,54 @@ fn a_model_that_is_half_written_when_its_job_is_cancelled_is_the_one_before_it()
     assert_ne!(best, fs::read(run.join(format!("kept/epoch-{newest}.ckpt"))).unwrap(), "the trainer was too fast");
     assert!(written(&lab.models()).contains(&best), "{} bytes are half of a model", best.len());
     assert!(!lab.job(&saved).has("checkpoints"));
+    assert_none_is_left(&lab, &client);
+}
+
+#[test]
+fn results_overtake_a_checkpoint_that_is_under_way_and_take_what_has_come_of_it() {
+    let lab = Lab::heavy();
+    let (_server, _worker) = (lab.server(), lab.worker("odd_trainers/slow_saves.py"));
+    const MODEL: u64 = 60_000_000;
+    let slow = SlowSaves { epochs: 1, model: MODEL, save: 0.4, evaluate: 600, ..SlowSaves::default() };
+    let mut client = lab.train(&slow.write(&lab.path("slow")), &[]);
+    client.wait_for_entry("checkpoint");
+    let job = lab.job(client.all("plan")[0]);
+    let arriving = lab.models().join("checkpoints");
+    eventually("some of it is here", || has_chunks(&arriving));
+    client.signal("STOP");
+    assert_eq!(lab.client(&["cancel"]).exit_code(), 0);
+    eventually("the results are there", || job.has("results.manifest"));
+    client.signal("CONT");
+    assert_eq!(client.exit_code(), 7);
+    client.whole_journal();
+    assert!(client.all("checkpoint_saved").is_empty() && client.all("notice").is_empty(), "it was sent to its end before the results");
+    let here = client.all("downloaded")[0]["already_here"].as_u64().unwrap();
+    assert!((1..MODEL).contains(&here), "{here}");
+    assert_none_is_left(&lab, &client);
+}
+
+/// Whether a transfer into a folder below this has acknowledged something.
+fn has_chunks(folder: &Path) -> bool {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| {
+        let is_log = entry.file_name() == "chunks.log" && entry.metadata().is_ok_and(|log| log.len() > 0);
+        is_log || entry.file_type().is_ok_and(|kind| kind.is_dir()) && has_chunks(&entry.path())
+    })
+}
+
+#[test]
+fn checkpoints_come_again_when_the_agent_was_killed_meanwhile() {
+    let lab = Lab::new();
+    let (_server, mut worker) = (lab.server(), lab.worker("odd_trainers/slow_saves.py"));
+    let mut client = lab.train(&SlowSaves::default().write(&lab.path("slow")), &[]);
+    let before = client.wait_for("checkpoint_saved");
+    worker.kill9();
+    worker.start_again();
+    client.wait_for("connected");
+    let after = client.wait_for("checkpoint_saved");
+    assert!(after["epoch"].as_u64() > before["epoch"].as_u64(), "{before} {after}");
+    assert!(run(&path(&after)).is_some() && !path(&before).exists());
+    assert_eq!(lab.client(&["stop"]).exit_code(), 0);
+    assert_eq!(client.exit_code(), 0);
     assert_none_is_left(&lab, &client);
 }

@@ -134,7 +134,7 @@ impl Drive {
                 // It ends in a moment, and leaves its folder alone from then on.
                 let _ = dropped.await;
             }
-            download::receive_results(meta, fetch, place.all(), pool, steps, progress_tx).await.map(Moved::Down)
+            download::receive_results(meta, fetch, place.nearby(), pool, steps, progress_tx).await.map(Moved::Down)
         });
         Ok(())
     }

@@ -47,6 +47,12 @@ impl Destination {
         self
     }
 
+    /// The files of downloads into this folder that are not whole: what is there of them lies at its place.
+    pub fn unfinished(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.out.join(WORK_FOLDER)).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path().join(FILES)).collect()
+    }
+
     /// Takes up a download, or begins it. (It is never `Present`: what is in place already is found by [`super::Partial::prepare`].)
     ///
     /// # Errors

@@ -414,6 +414,12 @@ fn a_download_takes_what_files_nearby_have_and_leaves_them() {
     assert!((1..1_000_000).contains(&missing), "{missing}");
     let missing = arriving.present().complement().count();
     assert!(missing <= 4, "{missing} of {} chunks", package.len());
+    assert_eq!(destination.unfinished(), [out.join(".webrtc-connect").join(hex(&package.summary.id.0)).join("files")]);
+    // One that is not whole helps another, too; what lies beside a hole in it may not be recognised.
+    let beside = Destination::new(dir.path().join("beside"), false).with_nearby(destination.unfinished());
+    let copy = partial(beside.begin(&package.summary), &package);
+    prepare(&copy);
+    assert!(2 * copy.present().count() >= arriving.present().count(), "{}", copy.present().count());
     fill(&arriving, &package);
     whole(&arriving);
     check(&out, &package);
