@@ -372,8 +372,15 @@ impl Jobs {
 
     async fn run(&self, id: &JobId) {
         let result = self.run_inner(id).await;
+        if let Some(dir) = self.record_end(id, result) {
+            let _ = tokio::task::spawn_blocking(move || checkpoint::remove_if_settled(&dir)).await;
+        }
+    }
+
+    /// Takes over how a job ended; gives its directory.
+    fn record_end(&self, id: &JobId, result: Result<RunnerEnd, Failure>) -> Option<JobDir> {
         let mut table = self.table();
-        let Ok(job) = table.job_mut(id) else { return };
+        let job = table.job_mut(id).ok()?;
         job.started = false;
         job.runner = None;
         let ended = match result {
@@ -383,6 +390,7 @@ impl Jobs {
         if let Err(failure) = ended {
             tracing::error!(job = %id, %failure, "the end of a job could not be recorded");
         }
+        Some(job.dir.clone())
     }
 
     async fn run_inner(&self, id: &JobId) -> Result<RunnerEnd, Failure> {
@@ -455,7 +463,6 @@ impl Jobs {
                 return Ok(None);
             }
             let manifest = Source::folder(&folder)?.scan(&mut |_| {}, &CancellationToken::new())?;
-            checkpoint::remove(&dir);
             Ok((!manifest.entries.is_empty()).then_some(manifest))
         });
         let results = match hashing.await {

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::OFlags;
 use shared::{
     domain::{
         error::Failure,
@@ -20,7 +20,7 @@ use shared::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{ABOUT, FILES, MANIFEST, NEW, numbers};
+use super::{ABOUT, FILES, MANIFEST, NEW, numbers, remove_copies};
 use crate::{
     domain::checkpoint::{Found, HEAD, Stamp, TAIL, Wholeness, is_configuration, wholeness},
     runtime::workspace::{failure, write_json},
@@ -96,7 +96,8 @@ impl Model {
         write_json(&fresh.join(ABOUT), &checkpoint)?;
         let number = numbers(&self.home).map_err(cannot)?.into_iter().max().unwrap_or_default() + 1;
         fs::rename(&fresh, self.home.join(number.to_string())).map_err(cannot)?;
-        self.remove_others(number);
+        // One that is being sent goes with the next one, or at the job's end.
+        remove_copies(&self.home, Some(number));
         Ok(Some(checkpoint))
     }
 
@@ -115,19 +116,6 @@ impl Model {
             return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
-    }
-
-    /// Removes what is older, except what is being sent: that goes with the next one, or at the job's end.
-    fn remove_others(&self, newest: u64) {
-        for number in numbers(&self.home).unwrap_or_default().into_iter().filter(|number| *number != newest) {
-            let folder = self.home.join(number.to_string());
-            let Ok(lock) = File::open(&folder) else { continue };
-            if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
-                && let Err(error) = fs::remove_dir_all(&folder)
-            {
-                tracing::warn!(%error, "an old checkpoint's copy could not be removed");
-            }
-        }
     }
 }
 

@@ -33,7 +33,7 @@ use rustix::fs::{FlockOperation, flock};
 use shared::domain::job::Checkpoint;
 
 pub(super) use send::send;
-pub(super) use settle::{remove, restore};
+pub(super) use settle::{remove_if_settled, restore};
 pub(super) use watch::Checkpoints;
 
 use super::workspace::read_json;
@@ -55,25 +55,46 @@ struct Held {
 
 /// The newest copy in a step's folder; `None`: there is none.
 fn hold_newest(home: &Path) -> io::Result<Option<Held>> {
-    let mut numbers = match numbers(home) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other?,
-    };
-    numbers.sort_unstable();
-    for number in numbers.into_iter().rev() {
-        let folder = home.join(number.to_string());
-        let Ok(lock) = File::open(&folder) else { continue };
-        // One that is just being removed counts as gone; so does one that was removed before we had the lock.
-        let is_ours = flock(&lock, FlockOperation::NonBlockingLockShared).is_ok();
-        let linked = || Ok::<_, io::Error>(fs::metadata(&folder)?.ino() == lock.metadata()?.ino());
-        if !is_ours || !linked().unwrap_or(false) {
-            continue;
-        }
-        if let (Ok(Some(about)), Ok(manifest)) = (read_json(&folder.join(ABOUT)), fs::read(folder.join(MANIFEST))) {
-            return Ok(Some(Held { about, files: folder.join(FILES), manifest, _lock: lock }));
+    // The runner may replace the newest one just when we reach for it; not again and again, since a copy takes its time.
+    for _ in 0..3 {
+        let mut numbers = match numbers(home) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        numbers.sort_unstable();
+        match numbers.pop().map(|newest| hold(&home.join(newest.to_string()))) {
+            None => return Ok(None),
+            Some(Some(held)) => return Ok(Some(held)),
+            Some(None) => {}
         }
     }
     Ok(None)
+}
+
+/// Holds a copy; `None`: it is gone, or just being removed.
+fn hold(folder: &Path) -> Option<Held> {
+    let lock = File::open(folder).ok()?;
+    flock(&lock, FlockOperation::NonBlockingLockShared).ok()?;
+    // It may have been removed before we had the lock.
+    if fs::metadata(folder).ok()?.ino() != lock.metadata().ok()?.ino() {
+        return None;
+    }
+    let about = read_json(&folder.join(ABOUT)).ok()??;
+    let manifest = fs::read(folder.join(MANIFEST)).ok()?;
+    Some(Held { about, files: folder.join(FILES), manifest, _lock: lock })
+}
+
+/// Removes the copies in a step's folder, but for one, and for those that are held.
+fn remove_copies(home: &Path, keep: Option<u64>) {
+    for number in numbers(home).unwrap_or_default().into_iter().filter(|number| Some(*number) != keep) {
+        let folder = home.join(number.to_string());
+        let Ok(lock) = File::open(&folder) else { continue };
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok()
+            && let Err(error) = fs::remove_dir_all(&folder)
+        {
+            tracing::warn!(%error, "a checkpoint's copy could not be removed");
+        }
+    }
 }
 
 /// The copies in a step's folder, in no order.

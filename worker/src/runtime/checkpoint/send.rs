@@ -17,7 +17,7 @@ use shared::{
 };
 use tokio::sync::{mpsc, watch};
 
-use super::{Held, hold_newest};
+use super::{Held, hold_newest, remove_if_settled};
 use crate::runtime::workspace::{JobDir, failure};
 
 /// Answers a wish: the offer, and then the transfer; or that there is none.
@@ -53,8 +53,12 @@ pub(crate) async fn send(
     if out.send(ToClient::Checkpoint(offer)).await.is_err() {
         return;
     }
-    match send_transfer(outgoing, &pool, steps, &watch::Sender::new(Progress::default())).await {
+    let sent = send_transfer(outgoing, &pool, steps, &watch::Sender::new(Progress::default())).await;
+    match sent {
         Ok(()) => tracing::info!(step = held.about.step, epoch = held.about.epoch, "a checkpoint was sent"),
         Err(failure) => tracing::debug!(%failure, "sending a checkpoint has ended early"),
     }
+    drop(held);
+    // What was not removed at the job's end because it was being sent.
+    let _ = tokio::task::spawn_blocking(move || remove_if_settled(&dir)).await;
 }

@@ -7,7 +7,7 @@ use std::{
 
 use shared::domain::manifest::Manifest;
 
-use super::{copy, hold_newest};
+use super::{NEW, copy, hold_newest, remove_copies};
 use crate::runtime::workspace::JobDir;
 
 /// Puts the newest copies in the place of models that are missing or half-written: their trainer was ended while it saved.
@@ -44,12 +44,18 @@ fn put(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(fresh, to)
 }
 
-/// Removes all copies: the results have everything that is in them.
-pub(crate) fn remove(dir: &JobDir) {
-    match fs::remove_dir_all(dir.checkpoints()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::warn!(%error, "copies of checkpoints could not be removed"),
-        _ => {}
+/// Removes all copies once the results are listed: they have everything that is in them. One that is being sent goes when it is sent.
+pub(crate) fn remove_if_settled(dir: &JobDir) {
+    if !dir.results_manifest().exists() {
+        return;
     }
+    for step in steps(dir) {
+        remove_copies(&step, None);
+        let _ = fs::remove_dir_all(step.join(NEW));
+        // Each goes only when nothing is in it.
+        let _ = fs::remove_dir(step);
+    }
+    let _ = fs::remove_dir(dir.checkpoints());
 }
 
 fn steps(dir: &JobDir) -> Vec<PathBuf> {

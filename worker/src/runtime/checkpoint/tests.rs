@@ -109,8 +109,14 @@ fn a_half_written_model_is_replaced_at_the_end_and_a_whole_one_is_not() {
     fs::remove_file(&best).unwrap();
     restore(&dir);
     assert_eq!(fs::read(&best).unwrap(), archive(b"good"));
-    remove(&dir);
-    remove(&dir);
+    remove_if_settled(&dir);
+    dir.set_results_manifest(b"everything is listed").unwrap();
+    let held = hold_newest(&model.home).unwrap().unwrap();
+    remove_if_settled(&dir);
+    assert_eq!(fs::read(held.files.join("run/best.ckpt")).unwrap(), archive(b"good"), "it is being sent");
+    drop(held);
+    remove_if_settled(&dir);
+    remove_if_settled(&dir);
     assert!(!dir.checkpoints().exists());
 }
 
