@@ -27,7 +27,8 @@
 //!    `runtime::transfer`, `runtime::files`, `runtime::store`).
 //! 4. The worker queues the job and gives it to a runner, a process of its own, which writes everything that happens into a journal with a
 //!    sequence number. Viewers ask for it from a number on ([`domain::message`]) and get every entry once, in order.
-//! 5. The results come back as a package came: a manifest, and what is missing of it.
+//! 5. Each new best checkpoint is copied by the runner and journaled; a client that follows asks for the newest one.
+//! 6. The results come back as a package came: a manifest, and what is missing of it.
 //!
 //! A connection is disposable. What a new one repeats is safe to repeat: ids are content or carried along, the journal has cursors, and a
 //! transfer sends only what is missing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import zipfile
 
 import pytest
 
@@ -74,6 +75,19 @@ def test_one_is_stubborn_and_leaves_a_child(start):
     deadline = time.monotonic() + PATIENCE
     while _running(child):
         assert time.monotonic() < deadline
+
+
+def test_one_saves_its_models_slowly_and_in_place(start):
+    trainer = start("trainer_config.max_epochs=2", "++trainer_config.model_bytes=80000", "++trainer_config.kept_bytes=512",
+                    "++trainer_config.epoch_seconds=0", program=ODD / "slow_saves.py")
+    trainer.wait_for("epoch_end")
+    best = next(trainer.folder.glob("models/*/best.ckpt"))
+    half = best.stat().st_size
+    assert trainer.finish() == 0, trainer.stderr()
+    kept = sorted(best.parent.glob("kept/*.ckpt"))
+    assert half < kept[0].stat().st_size
+    assert best.read_bytes() == kept[1].read_bytes() != kept[0].read_bytes()
+    assert zipfile.is_zipfile(best)
 
 
 def test_one_trains_at_a_steady_rate_and_obeys_a_stop(start):

@@ -40,7 +40,8 @@ Examples:
   webrtc-client train fly.pkg.slp --config centroid.yaml --config centered_instance.yaml
 
 The same command run again continues: whatever the worker has already is not sent again, and a job that runs or has ended is taken up
-where it is. Ctrl-C once leaves the job running and says how to come back; twice leaves at once.
+where it is. While training goes on, each new best checkpoint is saved in the folder 'checkpoints' where the models will be, so that a worker
+that dies has cost little; it makes way for the models in the end. Ctrl-C once leaves the job running and says how to come back; twice leaves at once.
 Models are files from the worker: loading a checkpoint can run code, so load those of workers that you trust.";
 
 /// The command line.
@@ -148,6 +149,12 @@ pub enum KnownAction {
         /// The journal entry to begin with
         #[arg(long, value_name = "SEQ", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
         from: u64,
+        /// Save each new best checkpoint there while training goes on, and the models when it has ended
+        #[arg(long, short, value_name = "DIR")]
+        output: Option<PathBuf>,
+        /// Replace files that are there
+        #[arg(long, requires = "output")]
+        overwrite: bool,
     },
     /// End a job early and keep its models: finish the batch, validate, save
     #[command(after_long_help = EXIT_CODES)]
@@ -210,6 +217,9 @@ pub struct TrainArgs {
     /// Leave the models at the worker
     #[arg(long)]
     pub no_fetch: bool,
+    /// Do not save each new best checkpoint while training goes on (in DIR/checkpoints, until the models are there)
+    #[arg(long)]
+    pub no_checkpoints: bool,
 }
 
 fn parse_bind(text: &str) -> Result<SocketAddr, String> {

@@ -31,7 +31,7 @@ use super::{
 use crate::{
     domain::{
         event::Event,
-        order::{End, Remote, TrainRequest, UserCommand},
+        order::{End, FetchTo, Remote, TrainRequest, UserCommand},
         submission::{self, Package, Wishes},
         view::{Line, Stage, ViewOptions},
     },
@@ -65,8 +65,9 @@ async fn run_known(global: &Global, action: KnownAction, interrupts: &mut Signal
     match action {
         KnownAction::Status => drive(output, interrupts, |events, _| remote::status(remote, events)).await,
         KnownAction::Workers => drive(output, interrupts, |events, _| remote::workers(remote, events)).await,
-        KnownAction::Watch { job, from } => {
-            drive(output, interrupts, |events, commands| remote::watch(remote, job, from, events, commands)).await
+        KnownAction::Watch { job, from, output: folder, overwrite } => {
+            let fetch = folder.map(|folder| FetchTo { output: absolute(folder), overwrite });
+            drive(output, interrupts, |events, commands| remote::watch(remote, job, from, fetch, events, commands)).await
         }
         KnownAction::Stop { job } => drive(output, interrupts, |events, _| remote::control(remote, job, Command::Stop, events)).await,
         KnownAction::Cancel { job } => drive(output, interrupts, |events, _| remote::control(remote, job, Command::Cancel, events)).await,
@@ -106,6 +107,7 @@ fn train_request(args: TrainArgs, package: Package) -> TrainRequest {
         again: args.again,
         detach: args.detach,
         fetch: !args.no_fetch,
+        checkpoints: !args.no_checkpoints,
     }
 }
 

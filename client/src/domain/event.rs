@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use shared::domain::{
     id::{CommandId, JobId, RoomId},
     invite::Grant,
-    job::{Command, CommandState, JobStatus, JournalEntry, Outcome},
+    job::{Command, CommandState, JobStatus, JournalEntry, Metric, Outcome},
     message::WorkerInfo,
     route::Route,
 };
@@ -134,8 +134,28 @@ pub enum Event {
         files: Vec<String>,
         /// Bytes of all files.
         bytes: u64,
+        /// Bytes of them that were here before, in files that are in place or in saved checkpoints.
+        #[serde(default)]
+        already_here: u64,
         /// Milliseconds.
         elapsed_ms: u64,
+    },
+    /// A checkpoint of the running job is in place; those of the same step before it are gone.
+    CheckpointSaved {
+        /// The job.
+        job: JobId,
+        /// Which step, from 0.
+        step: u32,
+        /// The epoch that it is of, from 0, where that is known.
+        epoch: Option<u32>,
+        /// Its validation loss, where that is known.
+        metric: Option<Metric>,
+        /// Where: a folder.
+        path: String,
+        /// Bytes of all its files.
+        bytes: u64,
+        /// Bytes of them that were here before.
+        already_here: u64,
     },
     /// The answer to `status`: all jobs of the worker.
     Jobs {

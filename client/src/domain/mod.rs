@@ -2,12 +2,14 @@
 //!
 //! * [`event`]: what the runtime tells
 //! * [`view`]: events → what people see of them, as lines; [`text`], [`format`] and [`rate`] are its parts
+//! * [`checkpoints`]: which checkpoint of a running job to ask for, and when
 //! * [`growth`]: how many bulk connections a transfer should have
 //! * [`order`]: what a user wants, and how that ends
 //! * [`submission`]: what a package is and what is wrong with one
 //! * [`select`]: which worker of a room; [`job_choice`]: which job of a worker
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod checkpoints;
 pub mod event;
 pub mod format;
 pub mod growth;

@@ -53,6 +53,8 @@ pub struct TrainRequest {
     pub detach: bool,
     /// Whether to fetch the results at the end.
     pub fetch: bool,
+    /// Whether to fetch each new best checkpoint before that.
+    pub checkpoints: bool,
 }
 
 /// How a command ended.

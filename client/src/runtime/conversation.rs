@@ -201,6 +201,11 @@ impl Conversation {
         StepPort { tx, rx }
     }
 
+    /// A transfer is not wanted any more: its task ends, and what still comes of it finds nobody.
+    pub(super) fn forget(&self, transfer: TransferId) {
+        self.steps.lock().expect("no panic happens under this lock").remove(&transfer);
+    }
+
     /// Ends politely: everything sent before has arrived when the worker answers.
     pub(super) async fn goodbye(mut self, reason: &str) {
         let farewell = async {

@@ -1,7 +1,9 @@
 //! Results on their way from the worker to a folder here.
 
+use std::{path::PathBuf, sync::Arc};
+
 use shared::{
-    domain::{error::Failure, message::FileMeta, transfer::Progress},
+    domain::{error::Failure, manifest::Manifest, message::FileMeta, transfer::Progress},
     runtime::{
         store::Destination,
         transfer::{Pool, StepPort, receive},
@@ -15,27 +17,25 @@ use crate::domain::order::FetchTo;
 pub(super) struct Saved {
     /// The folder.
     pub(super) path: String,
-    /// The files, relative to it.
-    pub(super) files: Vec<String>,
-    /// Bytes of all files.
-    pub(super) bytes: u64,
+    /// The files in it.
+    pub(super) manifest: Arc<Manifest>,
 }
 
-/// Receives announced results; interrupted ones go on where they were.
+/// Receives announced results; interrupted ones go on where they were, and what files in the `nearby` folders have is not sent.
 pub(super) async fn receive_results(
     meta: FileMeta,
     fetch: FetchTo,
+    nearby: Vec<PathBuf>,
     pool: Pool,
     steps: StepPort,
     progress: watch::Sender<Progress>,
 ) -> Result<Saved, Failure> {
-    let destination = Destination::new(&fetch.output, fetch.overwrite);
+    let destination = Destination::new(&fetch.output, fetch.overwrite).with_nearby(nearby);
     let summary = meta.manifest;
     let begun = tokio::task::spawn_blocking(move || destination.begin(&summary)).await;
     let begun = begun.map_err(|error| {
         Failure::new(shared::domain::error::Code::Internal, format!("looking at the folder ended unexpectedly: {error}"))
     })??;
     let package = receive(meta, begun, &pool, steps, progress).await?;
-    let files = package.manifest().entries.iter().map(|entry| entry.path.to_string()).collect();
-    Ok(Saved { path: fetch.output.display().to_string(), files, bytes: package.manifest().bytes() })
+    Ok(Saved { path: fetch.output.display().to_string(), manifest: package.manifest().clone() })
 }

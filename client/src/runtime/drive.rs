@@ -10,6 +10,7 @@
 //! asked for from the next seq, and a transfer sends only what is missing.
 
 mod ask;
+mod checkpoints;
 mod transfers;
 
 use std::{sync::Arc, time::Duration};
@@ -37,6 +38,7 @@ use tokio::{
 
 use self::{
     ask::{answer, list},
+    checkpoints::arrived,
     transfers::Transfers,
 };
 use super::{
@@ -44,6 +46,7 @@ use super::{
     conversation::{Conversation, Incoming},
 };
 use crate::domain::{
+    checkpoints::Checkpoints,
     event::Event,
     job_choice,
     order::{End, FetchTo, Remote, UserCommand},
@@ -104,6 +107,8 @@ pub(super) struct Drive {
     pub(super) until: Until,
     /// Where results go, if they are wanted.
     pub(super) fetch: Option<FetchTo>,
+    /// Which checkpoints are wanted before the results.
+    pub(super) checkpoints: Checkpoints,
     /// Commands for the job that have not been answered yet.
     pub(super) pending: Vec<(CommandId, Command)>,
     /// The last journal entry that was told.
@@ -143,6 +148,7 @@ impl Drive {
             wanted: None,
             until,
             fetch: None,
+            checkpoints: Checkpoints::new(false),
             pending: Vec::new(),
             last_seq: 0,
             known: Known::default(),
@@ -204,6 +210,7 @@ impl Drive {
                 incoming = talk.next() => self.handle(incoming, talk, transfers).await?,
                 () = self.connector.worker_left() => talk.probe(),
                 Some(moved) = transfers.tasks.join_next() => self.moved(moved, transfers, talk).await?,
+                saved = arrived(&mut transfers.checkpoint) => self.checkpoint_arrived(saved, talk, transfers).await?,
                 Ok(()) = transfers.upload.changed(), if transfers.uploading.is_some() => self.report_upload(transfers, talk).await,
                 Ok(()) = transfers.download.changed(), if transfers.downloading.is_some() => self.report_download(transfers).await,
                 Some(command) = self.commands.recv() => match command {
@@ -321,6 +328,7 @@ impl Drive {
     /// Takes up what this command wants of its job on a fresh link.
     async fn follow(&mut self, talk: &mut Conversation, transfers: &mut Transfers) -> Result<(), Failure> {
         let job = self.job()?;
+        self.checkpoints.handle_link();
         if matches!(self.until, Until::Ended | Until::Uploaded) {
             talk.tell(ToWorker::Watch(Watch { req: WATCH, job: job.clone(), from: self.last_seq + 1 })).await?;
         }
@@ -347,17 +355,27 @@ impl Drive {
                 if let JobEvent::JobEnded { outcome, message } = &entry.event {
                     self.known.ended = Some((*outcome, message.clone()));
                 }
+                self.checkpoints.handle_entry(entry.seq, &entry.event);
                 self.tell(Event::Journal { job, entry }).await;
+                self.ask_for_checkpoint(talk).await?;
             }
             Incoming::Message(ToClient::JobState(status)) => {
                 self.note(status).await;
                 self.ask_for_results(talk, transfers).await?;
             }
             Incoming::Message(ToClient::CaughtUp(caught_up)) => {
+                self.checkpoints.handle_caught_up(caught_up.seq);
                 self.tell(Event::CaughtUp { job: caught_up.job, seq: caught_up.seq }).await;
+                self.ask_for_checkpoint(talk).await?;
             }
             Incoming::Message(ToClient::ControlState(state)) => self.advanced(state).await?,
-            Incoming::Message(ToClient::FileMeta(meta)) => self.start_download(meta, talk, transfers)?,
+            Incoming::Message(ToClient::Checkpoint(offer)) => self.checkpoint_offered(offer, transfers),
+            Incoming::Message(ToClient::FileMeta(meta)) => {
+                if let Some(meta) = self.start_checkpoint(meta, talk, transfers).await? {
+                    self.start_download(meta, talk, transfers)?;
+                }
+            }
+            Incoming::Message(ToClient::Refused(refused)) if self.checkpoint_refused(&refused) => {}
             Incoming::Message(ToClient::Refused(refused)) => return Err(refused.failure),
             Incoming::Message(ToClient::Bye(_)) => return Err(Failure::new(Code::NoConnection, "the worker is going away")),
             Incoming::Message(_) => {}
@@ -404,6 +422,7 @@ impl Drive {
         }
         if there && (over || self.until == Until::Fetched) {
             transfers.asked = true;
+            self.drop_checkpoint(talk, transfers);
             let _ = talk.pool();
             talk.tell(ToWorker::Fetch(JobRef { req: FETCH, job: self.job()? })).await?;
         }

@@ -3,7 +3,7 @@
 //! * [`package`]: a path that a user typed → a package that can be sent
 //! * [`known_workers`]: the keys of the workers met before
 //! * [`remote`]: everything that needs a worker: `connect` makes links, a `conversation` uses one (with `bulk` connections), a `drive` wants something over as
-//!   many as it takes; `download` puts results in place
+//!   many as it takes; `download` puts results in place, `checkpoints` what comes before them
 
 pub mod known_workers;
 pub mod package;
@@ -11,6 +11,7 @@ pub mod remote;
 
 mod archive;
 mod bulk;
+mod checkpoints;
 mod connect;
 mod conversation;
 mod download;

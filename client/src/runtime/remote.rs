@@ -18,6 +18,7 @@ use super::{
     drive::{self, Drive, Submission, Until},
 };
 use crate::domain::{
+    checkpoints::Checkpoints,
     event::Event,
     order::{End, FetchTo, Remote, TrainRequest, UserCommand},
     submission::{Package, PackageInput},
@@ -36,16 +37,17 @@ pub async fn train(
     events: mpsc::Sender<Event>,
     commands: mpsc::Receiver<UserCommand>,
 ) -> Result<End, Failure> {
-    let TrainRequest { package, output, overwrite, again, detach, fetch } = request;
+    let TrainRequest { package, output, overwrite, again, detach, fetch, checkpoints } = request;
     let submission = prepare(package, again, remote.config_dir.join("scans"), &events).await?;
     let mut drive = Drive::new(remote, if detach { Until::Uploaded } else { Until::Ended }, events)?;
     drive.submission = Some(submission);
     drive.fetch = fetch.then_some(FetchTo { output, overwrite });
+    drive.checkpoints = Checkpoints::new(fetch && checkpoints && !detach);
     drive.commands = commands;
     drive.run().await
 }
 
-/// Follows a job to its end, from journal entry `from` (1 is the first).
+/// Follows a job to its end, from journal entry `from` (1 is the first); with a folder its checkpoints and results are fetched, too.
 ///
 /// # Errors
 /// As [`train`].
@@ -53,12 +55,15 @@ pub async fn watch(
     remote: &Remote,
     job: Option<String>,
     from: u64,
+    fetch: Option<FetchTo>,
     events: mpsc::Sender<Event>,
     commands: mpsc::Receiver<UserCommand>,
 ) -> Result<End, Failure> {
     let mut drive = Drive::new(remote, Until::Ended, events)?;
     drive.wanted = job;
     drive.last_seq = from.saturating_sub(1);
+    drive.checkpoints = Checkpoints::new(fetch.is_some());
+    drive.fetch = fetch;
     drive.commands = commands;
     drive.run().await
 }

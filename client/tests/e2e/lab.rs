@@ -255,6 +255,11 @@ impl JobFiles {
         self.group("trainer.pid")
     }
 
+    /// Whether there is something of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.join(name).exists()
+    }
+
     /// Kills the runner, and only it.
     pub(crate) fn kill_runner(&self) {
         let killed = Command::new("kill").args(["-9", &self.group("runner.pid").to_string()]).status().unwrap();

@@ -2,11 +2,12 @@
 //!
 //! * `lab`: a server, a worker and clients with folders of their own; `program`: one of them, its events and its end
 //! * `package`: what is submitted; `cable`: two network namespaces and the link between them
-//! * the tests: `trainings`, `uploads`, `commands`, `queue`, `leaving`, `path`
+//! * the tests: `trainings`, `checkpoints`, `uploads`, `commands`, `queue`, `leaving`, `path`
 //!
 //! Trainers are Python: `WEBRTC_TEST_PYTHON` names an interpreter with test_files/requirements.txt, otherwise it is `.venv`'s.
 
 mod cable;
+mod checkpoints;
 mod commands;
 mod lab;
 mod leaving;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::{
     error::{Code, Failure},
     id::{CommandId, JobId, hex},
-    manifest::ManifestSummary,
+    manifest::{Hash, ManifestSummary},
     path::RelPath,
 };
 
@@ -218,6 +218,23 @@ pub struct JournalEntry {
     pub event: JobEvent,
 }
 
+/// A copy of a step's best checkpoint, taken while training goes on. Its files have the paths that they will have in the results.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Which step.
+    pub step: u32,
+    /// The epoch whose validation it came from, from 0; absent where the trainer does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u32>,
+    /// That epoch's validation loss, where the trainer says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<Metric>,
+    /// The total length of its files in bytes.
+    pub bytes: u64,
+    /// The id of its manifest: two checkpoints of the same id have the same content.
+    pub id: Hash,
+}
+
 /// What can happen to a job. `step` counts its configurations from 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -274,6 +291,8 @@ pub enum JobEvent {
         /// Whatever the trainer reported: `train/…` values are one epoch late in sleap-nn.
         metrics: Metrics,
     },
+    /// A new best checkpoint has been copied: whoever wants it can fetch it while training goes on.
+    Checkpoint(Checkpoint),
     /// Messages of the trainer are missing: its numbers jump.
     Gap {
         /// Which step.
@@ -355,7 +374,6 @@ pub struct JobStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::manifest::Hash;
 
     fn spec() -> JobSpec {
         JobSpec { name: "fly.zip".into(), trainer: None, configs: vec![], labels: None, attempt: 0 }
@@ -375,6 +393,14 @@ mod tests {
             let json = serde_json::to_string(&Metric(value)).unwrap();
             assert_eq!(serde_json::from_str::<Metric>(&json).unwrap(), Metric(value), "{json}");
         }
+    }
+
+    #[test]
+    fn a_checkpoint_looks_like_this_in_a_journal() {
+        let checkpoint = Checkpoint { step: 1, epoch: Some(4), metric: Some(Metric(f64::NAN)), bytes: 5, id: Hash([7; 32]) };
+        let json = serde_json::to_string(&JobEvent::Checkpoint(checkpoint.clone())).unwrap();
+        assert!(json.starts_with(r#"{"event":"checkpoint","step":1,"epoch":4,"metric":"NaN","bytes":5,"id":"0707"#), "{json}");
+        assert_eq!(serde_json::from_str::<JobEvent>(&json).unwrap(), JobEvent::Checkpoint(checkpoint));
     }
 
     #[test]

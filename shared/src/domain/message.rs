@@ -11,6 +11,7 @@
 //! * following: `WATCH` → journal entries on the progress channel, `CAUGHT_UP` at the journal's present end; `JOB_STATE` at changes
 //! * control: `ZMQ_CTRL` → `ZMQ_CTRL_STATE` (received → applied → observed)
 //! * results: `FETCH` → a transfer from the worker
+//! * a checkpoint while training goes on: `FETCH_CHECKPOINT` → `CHECKPOINT`, which names the transfer that follows; `FETCH` ends it
 //! * a bulk connection: `BULK_OFFER` → `BULK_ANSWER`, `BULK_CANDIDATE` both ways
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -20,7 +21,7 @@ use super::{
     error::{Code, Failure},
     id::{CommandId, JobId, PeerId, SessionId},
     invite::Grant,
-    job::{Command, CommandState, JobEvent, JobSpec, JobStatus, JournalEntry},
+    job::{Checkpoint, Command, CommandState, JobEvent, JobSpec, JobStatus, JournalEntry},
     manifest::{Hash, ManifestSummary},
 };
 
@@ -125,6 +126,8 @@ protocol! {
         "ZMQ_CTRL" => Control(Control),
         /// Send me a job's results.
         "FETCH" => Fetch(JobRef),
+        /// Send me a step's newest checkpoint.
+        "FETCH_CHECKPOINT" => FetchCheckpoint(CheckpointWish),
         /// The results are in their place here.
         "FETCHED" => Fetched(JobRef),
         /// A step of a transfer.
@@ -177,6 +180,8 @@ protocol! {
         "TRAIN_JOB_END" => TrainJobEnd(Progress),
         /// A journal entry: a line of the trainer's output.
         "TRAIN_LOG" => TrainLog(Progress),
+        /// The answer to `FETCH_CHECKPOINT`.
+        "CHECKPOINT" => Checkpoint(CheckpointOffer),
         /// The journal's present end has been sent.
         "CAUGHT_UP" => CaughtUp(CaughtUp),
         /// A step of a transfer.
@@ -367,6 +372,26 @@ payloads! {
         req: Req,
         /// Which job.
         job: JobId,
+    }
+    /// A wish for a checkpoint. It ends the transfer of the one before over the same connection.
+    CheckpointWish {
+        /// Ties the reply.
+        req: Req,
+        /// Which job.
+        job: JobId,
+        /// Which of its steps.
+        step: u32,
+    }
+    /// A step's newest checkpoint, about to be sent.
+    CheckpointOffer {
+        /// Which request.
+        req: Req,
+        /// Which job.
+        job: JobId,
+        /// The transfer that will bring it.
+        transfer: TransferId,
+        /// What it is.
+        checkpoint: Checkpoint,
     }
     /// A wish to follow a job.
     Watch {

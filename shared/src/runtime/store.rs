@@ -16,6 +16,7 @@
 mod folder;
 mod log;
 mod medium;
+mod nearby;
 mod packages;
 mod partial;
 mod reuse;

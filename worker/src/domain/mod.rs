@@ -4,9 +4,11 @@
 //! * what jobs are in a package: [`package`], from its [`config`]urations and its [`script`]
 //! * how a trainer is called: [`command`]
 //! * what its messages mean: [`progress`]; what it prints: [`log`]
+//! * when its best model is copied to be sent while it goes on: [`checkpoint`]
 //! * how it ended: [`outcome`]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod checkpoint;
 pub mod command;
 pub mod config;
 pub mod log;

@@ -28,7 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::table::{Job, RunnerEnd, Table};
 use super::{
-    journal, now_ms,
+    checkpoint, journal, now_ms,
     runner::{self, Attached, End},
     workspace::{Ended, JobDir, JobRecord, Workspace},
 };
@@ -208,6 +208,14 @@ impl Jobs {
         Ok(self.table().job(id)?.status.subscribe())
     }
 
+    /// A job's directory.
+    ///
+    /// # Errors
+    /// [`Code::JobNotFound`].
+    pub fn dir(&self, id: &JobId) -> Result<JobDir, Failure> {
+        Ok(self.table().job(id)?.dir.clone())
+    }
+
     /// A job's journal, and word of every append.
     ///
     /// # Errors
@@ -364,8 +372,15 @@ impl Jobs {
 
     async fn run(&self, id: &JobId) {
         let result = self.run_inner(id).await;
+        if let Some(dir) = self.record_end(id, result) {
+            let _ = tokio::task::spawn_blocking(move || checkpoint::remove_if_settled(&dir)).await;
+        }
+    }
+
+    /// Takes over how a job ended; gives its directory.
+    fn record_end(&self, id: &JobId, result: Result<RunnerEnd, Failure>) -> Option<JobDir> {
         let mut table = self.table();
-        let Ok(job) = table.job_mut(id) else { return };
+        let job = table.job_mut(id).ok()?;
         job.started = false;
         job.runner = None;
         let ended = match result {
@@ -375,6 +390,7 @@ impl Jobs {
         if let Err(failure) = ended {
             tracing::error!(job = %id, %failure, "the end of a job could not be recorded");
         }
+        Some(job.dir.clone())
     }
 
     async fn run_inner(&self, id: &JobId) -> Result<RunnerEnd, Failure> {
@@ -437,8 +453,12 @@ impl Jobs {
 
     /// Reads and hashes what the job left behind.
     async fn with_results(&self, dir: &JobDir, ended: Ended) -> RunnerEnd {
-        let folder = dir.results();
+        let (dir, whole) = (dir.clone(), ended.outcome == Outcome::Completed);
         let hashing = tokio::task::spawn_blocking(move || -> Result<Option<Manifest>, Failure> {
+            let folder = dir.results();
+            if !whole {
+                checkpoint::restore(&dir);
+            }
             if !folder.is_dir() {
                 return Ok(None);
             }

@@ -9,10 +9,12 @@
 //! * a job's directory: [`workspace`]; its journal: [`journal`]
 //! * the runner, and the agent's handle to it: [`runner`]
 //! * the trainer's process group: [`trainer`], [`processes`]; its output: [`tail`]; its sockets: [`progress`]
+//! * its best models while it goes on: [`checkpoint`]
 //! * what the machine has: [`gpu`]
 //! * the agent: [`agent`] keeps the worker in its [`room`]; [`jobs`] is the queue; [`session`] serves one client's link
 
 pub mod agent;
+mod checkpoint;
 mod follow;
 pub mod gpu;
 pub mod jobs;

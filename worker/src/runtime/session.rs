@@ -20,8 +20,8 @@ use shared::{
         job::JobState,
         manifest::Manifest,
         message::{
-            Accepted, BulkCandidate, BulkSdp, Bye, Control, ControlState, FileMeta, FileRefused, Hello, JobList, JobRef, PROTOCOL, Refused,
-            Req, Step, Submit, ToClient, ToWorker, TransferId, Watch, Welcome, WorkerInfo,
+            Accepted, BulkCandidate, BulkSdp, Bye, CheckpointWish, Control, ControlState, FileMeta, FileRefused, Hello, JobList, JobRef,
+            PROTOCOL, Refused, Req, Step, Submit, ToClient, ToWorker, TransferId, Watch, Welcome, WorkerInfo,
         },
         transfer::{Places, Progress},
     },
@@ -40,6 +40,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    checkpoint,
     follow::{follow, report_command},
     jobs::Jobs,
     upload::{Upload, Uploads},
@@ -107,6 +108,7 @@ pub async fn serve(desk: Desk, link: Link, peer: PeerId, options: PeerOptions) {
         noticed: HashSet::new(),
         uploading: Arc::default(),
         next_transfer: FIRST_TRANSFER,
+        checkpoint: None,
         id: None,
         tasks: tasks.clone(),
         stop: stop.clone(),
@@ -153,6 +155,8 @@ struct Session {
     noticed: HashSet<JobId>,
     uploading: Arc<Mutex<HashSet<JobId>>>,
     next_transfer: TransferId,
+    /// The transfer of a checkpoint that may be under way.
+    checkpoint: Option<TransferId>,
     id: Option<SessionId>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -263,6 +267,11 @@ impl Session {
             ToWorker::Fetch(fetch) => {
                 let req = fetch.req;
                 let done = self.fetch(fetch).map(|()| None);
+                self.answer(req, done).await
+            }
+            ToWorker::FetchCheckpoint(wish) => {
+                let req = wish.req;
+                let done = self.fetch_checkpoint(wish).map(|()| None);
                 self.answer(req, done).await
             }
             ToWorker::Fetched(JobRef { job, .. }) => {
@@ -433,9 +442,8 @@ impl Session {
     fn fetch(&mut self, fetch: JobRef) -> Result<(), Failure> {
         self.may_submit()?;
         let (folder, summary, encoded) = self.desk.jobs.results(&fetch.job)?;
-        let transfer = self.next_transfer;
-        self.next_transfer =
-            self.next_transfer.checked_add(1).ok_or_else(|| Failure::new(Code::TooLarge, "too many transfers over one connection"))?;
+        self.end_checkpoint();
+        let transfer = self.number_transfer()?;
         let steps = self.step_port(transfer);
         let (pool, job) = (self.pool.clone(), fetch.job);
         self.tasks.spawn(async move {
@@ -461,6 +469,32 @@ impl Session {
             }
         });
         Ok(())
+    }
+
+    /// Sends a step's newest checkpoint; one that is under way is superseded.
+    fn fetch_checkpoint(&mut self, wish: CheckpointWish) -> Result<(), Failure> {
+        self.may_submit()?;
+        let dir = self.desk.jobs.dir(&wish.job)?;
+        self.end_checkpoint();
+        let transfer = self.number_transfer()?;
+        self.checkpoint = Some(transfer);
+        let steps = self.step_port(transfer);
+        self.tasks.spawn(checkpoint::send(wish, dir, transfer, self.pool.clone(), steps, self.out.clone()));
+        Ok(())
+    }
+
+    /// Without the way for its steps, its task ends; frames that are under way find no receiver.
+    fn end_checkpoint(&mut self) {
+        if let Some(transfer) = self.checkpoint.take() {
+            self.steps.lock().expect("no panic happens under this lock").remove(&transfer);
+        }
+    }
+
+    fn number_transfer(&mut self) -> Result<TransferId, Failure> {
+        let transfer = self.next_transfer;
+        self.next_transfer =
+            transfer.checked_add(1).ok_or_else(|| Failure::new(Code::TooLarge, "too many transfers over one connection"))?;
+        Ok(transfer)
     }
 
     fn step_port(&self, transfer: TransferId) -> StepPort {

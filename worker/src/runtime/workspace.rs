@@ -9,6 +9,7 @@
 //!   config/step-N.yaml           configurations that we wrote
 //!   run/                         the trainer's working directory: links to the package's files, by their paths
 //!   results/<run>/               what the trainer wrote
+//!   checkpoints/<step>/          copies of the best model while it trains ([`super::checkpoint`])
 //!   trainer.log  trainer.pid     its output; its process group, while there is one
 //!   outcome.json                 how the job ended: the last thing written
 //! ```
@@ -163,6 +164,8 @@ impl JobDir {
         run => "run";
         /// What the trainer wrote.
         results => "results";
+        /// Copies of the steps' best models, while the job runs.
+        checkpoints => "checkpoints";
         /// The manifest of that, once the job has ended.
         results_manifest => "results.manifest";
         /// The trainer's output.

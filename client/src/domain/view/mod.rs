@@ -11,12 +11,15 @@ mod line;
 mod tables;
 mod training;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use shared::domain::{
     id::{CommandId, JobId},
     invite::Grant,
-    job::{CommandState, JobEvent, JobState, JobStatus, JournalEntry, Outcome},
+    job::{CommandState, JobEvent, JobState, JobStatus, JournalEntry, Metric, Outcome},
     message::WorkerInfo,
     route::Route,
 };
@@ -29,6 +32,8 @@ use super::{event::Event, format, rate::Rate, select};
 const CHECKPOINTS: [&str; 6] = [".ckpt", ".pt", ".pth", ".pkl", ".h5", ".keras"];
 /// How many failed tries in a row pass between two lines about them.
 const TRIES_BETWEEN_LINES: u32 = 5;
+/// More steps than any package has: what is saved of those beyond them is not repeated at the end.
+const MAX_CHECKPOINTS: usize = 256;
 /// How many steps of commands are remembered, so that none is shown twice.
 const MAX_COMMANDS: usize = 1024;
 
@@ -70,6 +75,8 @@ pub struct View {
     training: Training,
     commands: BTreeSet<(CommandId, CommandState)>,
     downloaded: Option<Downloaded>,
+    /// What was saved of steps whose models are not here yet: where, and what it is.
+    checkpoints: BTreeMap<u32, (String, String)>,
     answer: Vec<Line>,
     detached: bool,
     finished: Option<(Outcome, String, Option<u64>)>,
@@ -105,6 +112,7 @@ impl View {
             training: Training::default(),
             commands: BTreeSet::new(),
             downloaded: None,
+            checkpoints: BTreeMap::new(),
             answer: vec![],
             detached: false,
             finished: None,
@@ -159,7 +167,10 @@ impl View {
                 }
                 self.transferring(now, "downloading", *done, *total)
             }
-            Event::Downloaded { path, files, bytes, elapsed_ms } => self.downloaded(path, files, *bytes, *elapsed_ms),
+            Event::Downloaded { path, files, bytes, already_here, elapsed_ms } => {
+                self.downloaded(path, files, *bytes, *already_here, *elapsed_ms)
+            }
+            Event::CheckpointSaved { step, epoch, metric, path, .. } => self.checkpoint_saved(*step, *epoch, *metric, path),
             Event::Jobs { worker, jobs } => self.answer(tables::jobs(worker, jobs)),
             Event::Workers { workers } => self.answer(tables::workers(workers)),
             Event::Detached { job } => {
@@ -199,9 +210,11 @@ impl View {
         if let Some((outcome, message, elapsed_ms)) = &self.finished {
             lines.extend(self.training.summary());
             lines.extend(self.models_line(&job));
+            lines.extend(self.checkpoint_lines());
             lines.push(self.end_line(*outcome, message, *elapsed_ms, &job));
         } else if self.detached {
             lines.extend(self.detached_lines());
+            lines.extend(self.checkpoint_lines());
         } else {
             lines.extend(self.downloaded.as_ref().map(Downloaded::line));
         }
@@ -352,9 +365,30 @@ impl View {
         lines
     }
 
-    fn downloaded(&mut self, path: &str, files: &[String], bytes: u64, elapsed_ms: u64) -> Vec<Line> {
+    fn checkpoint_saved(&mut self, step: u32, epoch: Option<u32>, metric: Option<Metric>, path: &str) -> Vec<Line> {
+        let mut what = epoch.map(|epoch| format!(" of epoch {}", training::human(epoch))).unwrap_or_default();
+        if let Some(metric) = metric {
+            what.push_str(&format!(" (val {})", format::metric(metric)));
+        }
+        let label = self.training.label(step);
+        let line = Line::plain(format!("{label}  best checkpoint{what} saved: {path}"));
+        if self.checkpoints.len() < MAX_CHECKPOINTS || self.checkpoints.contains_key(&step) {
+            self.checkpoints.insert(step, (format!("{label}  best checkpoint{what}"), path.to_owned()));
+        }
+        vec![line]
+    }
+
+    /// What is left if nothing more comes.
+    fn checkpoint_lines(&self) -> Vec<Line> {
+        self.checkpoints.values().map(|(what, path)| Line::good(format!("{what}: {path}"))).collect()
+    }
+
+    fn downloaded(&mut self, path: &str, files: &[String], bytes: u64, already_here: u64, elapsed_ms: u64) -> Vec<Line> {
         self.transfer = None;
-        let mut lines = vec![Line::plain(format!("downloaded {}", moved(bytes, elapsed_ms)))];
+        // The models are here; a checkpoint that is kept beside them is told by a notice.
+        self.checkpoints.clear();
+        let here = if already_here > 0 { format!("; {} were here already", format::bytes(already_here)) } else { String::new() };
+        let mut lines = vec![Line::plain(format!("downloaded {}{here}", moved(bytes.saturating_sub(already_here), elapsed_ms)))];
         if self.options.verbose {
             lines.extend(files.iter().map(|file| Line::new(Tone::Quiet, format!("  | {file}"))));
         }

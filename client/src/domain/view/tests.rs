@@ -302,3 +302,33 @@ proptest! {
         prop_assert!(shown.summary().len() <= 256);
     }
 }
+
+#[test]
+fn a_saved_checkpoint_is_told_and_is_the_last_word_when_nothing_else_comes() {
+    let saved = |epoch: u32, path: &str| {
+        event(json!({"type": "checkpoint_saved", "step": 0, "epoch": epoch, "metric": 0.25, "path": path, "bytes": 9, "already_here": 0}))
+    };
+    let mut shown = Shown::new();
+    shown.see([
+        journal(1, json!({"event": "job_started", "trainer": "sleap-nn", "steps": ["centroid"]})),
+        journal(2, json!({"event": "step_started", "step": 0, "name": "centroid", "run": "c", "max_epochs": 9})),
+        saved(3, "/m/checkpoints/1a2b3c4d/step-1/epoch-4-aa"),
+        saved(5, "/m/checkpoints/1a2b3c4d/step-1/epoch-6-bb\u{1b}[2J"),
+    ]);
+    assert!(
+        shown.lines[2].starts_with("centroid  best checkpoint of epoch 4 (val 0.25") && shown.lines[2].ends_with("epoch-4-aa"),
+        "{:?}",
+        shown.lines
+    );
+    shown.view.set_left();
+    let summary: Vec<String> = shown.view.summary().iter().map(|line| line.text().to_owned()).collect();
+    let last = summary.last().unwrap();
+    assert!(last.contains("best checkpoint of epoch 6") && last.contains("epoch-6-bb") && !last.contains('\u{1b}'), "{summary:?}");
+    assert_eq!(summary.iter().filter(|line| line.contains("best checkpoint")).count(), 1);
+    // With the models in place nothing is left to say of it.
+    shown.see([event(
+        json!({"type": "downloaded", "path": "/m", "files": ["c/best.ckpt"], "bytes": 50, "already_here": 40, "elapsed_ms": 900}),
+    )]);
+    assert!(shown.lines.iter().any(|line| line.contains("10 B") && line.contains("40 B were here already")), "{:?}", shown.lines);
+    assert!(!shown.view.summary().iter().any(|line| line.text().contains("checkpoint of epoch")));
+}

@@ -77,7 +77,8 @@ impl Training {
                 self.current = None;
                 vec![]
             }
-            JobEvent::Log { .. } | JobEvent::Unknown => vec![],
+            // A checkpoint is told when it is here.
+            JobEvent::Log { .. } | JobEvent::Checkpoint(_) | JobEvent::Unknown => vec![],
         }
     }
 
@@ -159,7 +160,7 @@ impl Training {
         }
     }
 
-    fn label(&self, number: u32) -> String {
+    pub(super) fn label(&self, number: u32) -> String {
         let name = self.steps.get(&number).map(|step| step.name.as_str()).filter(|name| !name.is_empty()).unwrap_or("model");
         if self.planned > 1 { format!("[{}/{}] {name}", human(number), self.planned) } else { name.to_owned() }
     }
@@ -249,6 +250,6 @@ pub(super) fn command_line(command: Command, state: CommandState, message: &str)
 }
 
 /// A number that trainers count from 0, as people count it.
-fn human(n: u32) -> u64 {
+pub(super) fn human(n: u32) -> u64 {
     u64::from(n) + 1
 }

@@ -1,6 +1,6 @@
 //! The transfers of one link: the package up, the results down, and what is told of them.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use shared::{
     domain::{
@@ -13,17 +13,18 @@ use shared::{
 };
 use tokio::{
     sync::watch,
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
     time::{Instant, timeout},
 };
 
-use super::{Drive, FETCH, Submission};
+use super::{Drive, FETCH, Submission, checkpoints::Arriving};
 use crate::{
     domain::{
         event::Event,
         growth::{Growth, Look},
     },
     runtime::{
+        checkpoints::{self, Place},
         conversation::Conversation,
         download::{self, Saved},
     },
@@ -40,6 +41,12 @@ pub(super) struct Transfers {
     pub(super) download: watch::Receiver<Progress>,
     pub(super) uploading: Option<Instant>,
     pub(super) downloading: Option<Instant>,
+    /// The checkpoint that is arriving.
+    pub(super) checkpoint: Option<Arriving>,
+    /// Offered, and not wanted any more: their announcements are refused.
+    pub(super) unwanted: BTreeSet<TransferId>,
+    /// The task of one that the results have overtaken.
+    pub(super) dropped: Option<JoinHandle<Result<checkpoints::Saved, Failure>>>,
     /// Whether this link has asked for the results.
     pub(super) asked: bool,
     planned: bool,
@@ -62,6 +69,9 @@ impl Transfers {
             download,
             uploading: None,
             downloading: None,
+            checkpoint: None,
+            unwanted: BTreeSet::new(),
+            dropped: None,
             asked: false,
             planned: false,
             reported: Instant::now(),
@@ -106,7 +116,12 @@ impl Transfers {
 
     /// Waits for what is still under way: it ends by itself once its link is gone, and keeps what it has.
     pub(super) async fn end(&mut self) {
-        let ending = async { while self.tasks.join_next().await.is_some() {} };
+        let ending = async {
+            while self.tasks.join_next().await.is_some() {}
+            for task in [self.checkpoint.take().and_then(|arriving| arriving.task), self.dropped.take()].into_iter().flatten() {
+                let _ = task.await;
+            }
+        };
         if timeout(Duration::from_secs(5), ending).await.is_err() {
             tracing::warn!("a transfer did not end with its link");
         }
@@ -133,7 +148,14 @@ impl Drive {
         let (progress_tx, progress) = watch::channel(Progress::default());
         transfers.download = progress;
         let (pool, steps) = (talk.pool(), talk.steps_of(meta.transfer));
-        transfers.tasks.spawn(async move { download::receive_results(meta, fetch, pool, steps, progress_tx).await.map(Moved::Down) });
+        let (dropped, place) = (transfers.dropped.take(), Place::new(&fetch.output, &self.job()?));
+        transfers.tasks.spawn(async move {
+            if let Some(dropped) = dropped {
+                // It ends in a moment, and leaves its folder alone from then on.
+                let _ = dropped.await;
+            }
+            download::receive_results(meta, fetch, place.nearby(), pool, steps, progress_tx).await.map(Moved::Down)
+        });
         Ok(())
     }
 
@@ -157,7 +179,15 @@ impl Drive {
                 self.known.saved = true;
                 let began = transfers.downloading.take().unwrap_or_else(Instant::now);
                 let elapsed_ms = began.elapsed().as_millis() as u64;
-                self.tell(Event::Downloaded { path: saved.path, files: saved.files, bytes: saved.bytes, elapsed_ms }).await;
+                let already_here = saved.manifest.bytes().saturating_sub(transfers.download.borrow().needed_bytes);
+                let kept = self.clean_up_checkpoints(&saved).await?;
+                let bytes = saved.manifest.bytes();
+                let files = saved.manifest.entries.iter().map(|entry| entry.path.to_string()).collect();
+                self.tell(Event::Downloaded { path: saved.path, files, bytes, already_here, elapsed_ms }).await;
+                for path in kept {
+                    let message = format!("the checkpoint in {} is not among the results and is kept", path.display());
+                    self.tell(Event::Notice { message }).await;
+                }
                 talk.tell(ToWorker::Fetched(JobRef { req: FETCH, job: self.job()? })).await?;
             }
         }

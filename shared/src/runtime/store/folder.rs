@@ -32,12 +32,25 @@ use crate::{
 pub struct Destination {
     out: PathBuf,
     overwrite: bool,
+    nearby: Vec<PathBuf>,
 }
 
 impl Destination {
     /// Downloads into `out`, which is made where it is missing. `overwrite`: different files of the same names are replaced.
     pub fn new(out: impl Into<PathBuf>, overwrite: bool) -> Destination {
-        Destination { out: out.into(), overwrite }
+        Destination { out: out.into(), overwrite, nearby: Vec::new() }
+    }
+
+    /// Takes chunks that files in these folders have from there, so that they need not be sent. A folder that is not there is no error.
+    pub fn with_nearby(mut self, folders: Vec<PathBuf>) -> Destination {
+        self.nearby = folders;
+        self
+    }
+
+    /// The files of downloads into this folder that are not whole: what is there of them lies at its place.
+    pub fn unfinished(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.out.join(WORK_FOLDER)).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path().join(FILES)).collect()
     }
 
     /// Takes up a download, or begins it. (It is never `Present`: what is in place already is found by [`super::Partial::prepare`].)
@@ -51,7 +64,7 @@ impl Destination {
         let out = Root::open(&fs::canonicalize(&self.out).map_err(unusable)?).map_err(unusable)?;
         let work = out.make_dirs(WORK_FOLDER).map_err(unusable)?;
         let space = out.subdir("").map_err(unusable)?;
-        let slot = Slot::claim(work, *summary, Goal::Folder(Folder { out, overwrite: self.overwrite }))?;
+        let slot = Slot::claim(work, *summary, Goal::Folder(Folder { out, overwrite: self.overwrite, nearby: self.nearby.clone() }))?;
         Announced::begin(slot, &Outstanding::default(), &space, cost(summary))
     }
 }
@@ -61,11 +74,17 @@ impl Destination {
 pub(super) struct Folder {
     out: Root,
     overwrite: bool,
+    nearby: Vec<PathBuf>,
 }
 
 impl Folder {
     pub(super) fn path(&self) -> &Path {
         self.out.path()
+    }
+
+    /// Folders whose files may have chunks of what is coming.
+    pub(super) fn nearby(&self) -> &[PathBuf] {
+        &self.nearby
     }
 
     /// Refuses names that would meddle with unfinished downloads.

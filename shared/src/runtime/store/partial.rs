@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     PackageDir, folder, log,
     medium::{Disk, FileId, Medium},
-    reuse,
+    nearby, reuse,
     slot::{FILES, Goal, LOG, Slot, read_file},
     space::Share,
     verify::find_damaged,
@@ -153,7 +153,7 @@ impl Partial {
                         state.unverified.remove(index);
                     }
                 }
-                Ok(())
+                nearby::from_folders(self, folder.nearby(), cancel)
             }
         }
     }

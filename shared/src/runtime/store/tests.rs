@@ -402,6 +402,38 @@ fn a_download_lands_in_the_folder_and_leaves_nothing_else() {
 }
 
 #[test]
+fn a_download_takes_what_files_nearby_have_and_leaves_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, first, second) = (dir.path().join("out"), dir.path().join("first"), dir.path().join("second"));
+    let (a, b) = (noise(15, 900_000), noise(16, 500_000));
+    let package = Package::of(&[("run/best.ckpt", &a), ("run/other", &b), ("run/empty", b"")]);
+    // Moved by some bytes in one of them, and damaged in a place in the other.
+    write_files(&first, &[("elsewhere/best.ckpt", &[b"more in front".as_slice(), &a].concat())]);
+    let mut damaged = b.clone();
+    damaged[250_000] ^= 1;
+    write_files(&second, &[("run/other", &damaged)]);
+    let before = (tree(&first), fs::read(second.join("run/other")).unwrap());
+    let nearby = vec![dir.path().join("is not there"), first.clone(), second.clone()];
+    let destination = Destination::new(&out, false).with_nearby(nearby);
+    let arriving = partial(destination.begin(&package.summary), &package);
+    prepare(&arriving);
+    let missing = package.places.bytes_of(&arriving.present().complement());
+    assert!((1..1_000_000).contains(&missing), "{missing}");
+    let missing = arriving.present().complement().count();
+    assert!(missing <= 4, "{missing} of {} chunks", package.len());
+    assert_eq!(destination.unfinished(), [out.join(".webrtc-connect").join(hex(&package.summary.id.0)).join("files")]);
+    // One that is not whole helps another, too; what lies beside a hole in it may not be recognised.
+    let beside = Destination::new(dir.path().join("beside"), false).with_nearby(destination.unfinished());
+    let copy = partial(beside.begin(&package.summary), &package);
+    prepare(&copy);
+    assert!(2 * copy.present().count() >= arriving.present().count(), "{}", copy.present().count());
+    fill(&arriving, &package);
+    whole(&arriving);
+    check(&out, &package);
+    assert_eq!((tree(&first), fs::read(second.join("run/other")).unwrap()), before);
+}
+
+#[test]
 fn a_different_file_is_overwritten_only_on_request() {
     let dir = tempfile::tempdir().unwrap();
     let package = frames(12);

@@ -23,6 +23,7 @@ use crate::{
         progress::Tracker,
     },
     runtime::{
+        checkpoint::Checkpoints,
         processes,
         progress::TrainerLink,
         tail::Tail,
@@ -61,7 +62,8 @@ pub(super) async fn run(job: &mut Job, plan: &Plan, index: u32) -> (Outcome, Str
         Ok(prepared) => prepared,
         Err(failure) => return (Outcome::Failed, failure.message),
     };
-    let mut running = Running::new(job, link, index, call.can_stop);
+    let checkpoints = Checkpoints::watch(&job.dir, index, &step.run, &job.settings.results(&plan.trainer));
+    let mut running = Running::new(job, link, index, call.can_stop, checkpoints);
     let exit = match TrainerProcess::start(&call, &running.job.dir.run(), &running.job.dir.trainer_log()) {
         Ok(mut process) => {
             let exit = running.drive(&mut process).await;
@@ -101,6 +103,7 @@ struct Running<'a> {
     index: u32,
     can_stop: bool,
     tracker: Tracker,
+    checkpoints: Checkpoints,
     lines: mpsc::Receiver<String>,
     tail: JoinHandle<Vec<String>>,
     tail_done: CancellationToken,
@@ -115,7 +118,7 @@ struct Running<'a> {
 }
 
 impl<'a> Running<'a> {
-    fn new(job: &'a mut Job, link: TrainerLink, index: u32, can_stop: bool) -> Self {
+    fn new(job: &'a mut Job, link: TrainerLink, index: u32, can_stop: bool, checkpoints: Checkpoints) -> Self {
         let (sender, lines) = mpsc::channel(256);
         let tail_done = CancellationToken::new();
         let tail = tokio::spawn(Tail::new(&job.dir.trainer_log(), sender).run(tail_done.clone()));
@@ -126,6 +129,7 @@ impl<'a> Running<'a> {
             index,
             can_stop,
             tracker,
+            checkpoints,
             lines,
             tail,
             tail_done,
@@ -157,6 +161,7 @@ impl<'a> Running<'a> {
                     self.lines_open = count > 0;
                     self.take_lines(&mut lines);
                 }
+                Some(event) = self.checkpoints.next() => self.job.record([event]),
                 Some(request) = self.job.requests.recv() => self.take_request(request, process),
                 () = &mut stop_sent, if !self.stop_sent => {
                     self.stop_sent = true;
@@ -218,6 +223,7 @@ impl<'a> Running<'a> {
     fn take_frames(&mut self, frames: &mut Vec<Bytes>) {
         let tracker = &mut self.tracker;
         let events: Vec<_> = frames.drain(..).flat_map(|frame| tracker.handle(&frame)).collect();
+        self.checkpoints.handle_events(&events);
         self.job.record(events);
     }
 
@@ -272,6 +278,11 @@ impl<'a> Running<'a> {
         }
         let last_lines = (&mut self.tail).await.unwrap_or_default();
         self.link.close().await;
+        // Results follow the last step at once.
+        if (self.index as usize) + 1 < plan.steps.len() && self.job.asked != Some(Command::Cancel) {
+            let events = self.checkpoints.finish().await;
+            self.job.record(events);
+        }
 
         let folder = self.job.dir.results().join(&step.run);
         let mut missing = self.job.settings.results(&plan.trainer);
