@@ -1,10 +1,10 @@
-//! The binary frames of a bulk channel: pieces of chunks and of manifests.
+//! The binary frames of a bulk channel: pieces of chunks and of manifests, and what only measures the path.
 //!
 //! ```text
-//!   byte 0      kind: 1 = piece of a chunk, 2 = piece of the manifest
+//!   byte 0      kind: 1 = piece of a chunk, 2 = piece of the manifest, 4 = probe: thrown away once counted
 //!   bytes 1-3   zero
 //!   bytes 4-7   transfer id, big endian
-//!   bytes 8-11  chunk index (kind 1) or 0 (kind 2)
+//!   bytes 8-11  chunk index (kind 1) or 0 (kinds 2 and 4)
 //!   bytes 12-15 offset of the piece in its chunk or manifest
 //!   bytes 16-   the piece, 1 to 65 520 bytes
 //! ```
@@ -23,6 +23,8 @@ pub enum FrameKind {
     Chunk(u32),
     /// To the manifest itself.
     Manifest,
+    /// To nothing: it measures the path, after a plan was asked for.
+    Probe,
 }
 
 /// The header of a frame.
@@ -42,6 +44,7 @@ impl FrameHeader {
         let (kind, index) = match self.kind {
             FrameKind::Chunk(index) => (1, index),
             FrameKind::Manifest => (2, 0),
+            FrameKind::Probe => (4, 0),
         };
         let mut bytes = [0; HEADER];
         bytes[0] = kind;
@@ -65,6 +68,7 @@ impl FrameHeader {
         let kind = match header[0] {
             1 => FrameKind::Chunk(word(8)),
             2 => FrameKind::Manifest,
+            4 => FrameKind::Probe,
             _ => return Err(refused("unknown kind")),
         };
         Ok((FrameHeader { transfer: word(4), kind, offset: word(12) }, piece))
@@ -83,6 +87,9 @@ mod tests {
         assert_eq!(bytes, [1, 0, 0, 0, 0, 0, 0, 7, 0, 0, 1, 2, 0, 0, 0xff, 0xf0]);
         let frame = [&bytes[..], b"data"].concat();
         assert_eq!(FrameHeader::decode(&frame).unwrap(), (header, &b"data"[..]));
+        let probe = FrameHeader { transfer: 0, kind: FrameKind::Probe, offset: 0 };
+        assert_eq!(probe.encode()[0], 4);
+        assert_eq!(FrameHeader::decode(&[&probe.encode()[..], b"x"].concat()).unwrap().0, probe);
     }
 
     proptest! {

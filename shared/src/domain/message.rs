@@ -6,6 +6,8 @@
 //!
 //! * first on a control channel: `HELLO` → `WELCOME` (or `REFUSED`)
 //! * a job: `SUBMIT` → `ACCEPTED`; then, if its package is not there yet, a transfer from the client
+//! * a plan, which changes nothing: `SUBMIT` with `plan` → `PLANNING`, if the manifest is wanted → its pieces → `PLAN` → probe frames, if
+//!   there is something to send → `PROBED`
 //! * a transfer, either way: `FILE_META` → `FILE_READY` → manifest pieces, if wanted → `FILE_NEED`… → chunk pieces ⇄ `FILE_ACK`
 //!   → `END_OF_FILE` → `FILE_DONE`; either side may end it with `FILE_REFUSED`
 //! * following: `WATCH` → journal entries on the progress channel, `CAUGHT_UP` at the journal's present end; `JOB_STATE` at changes
@@ -33,6 +35,8 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 pub type Req = u64;
 /// A transfer of a session; chosen by the side that sends the file: the client takes numbers below 2³¹, the worker the others.
 pub type TransferId = u32;
+/// The number under which the frames of a plan travel: the manifest, and what measures the path.
+pub const PLAN_TRANSFER: TransferId = 0;
 
 /// One GPU of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +167,12 @@ protocol! {
         "REFUSED" => Refused(Refused),
         /// The answer to `SUBMIT`.
         "ACCEPTED" => Accepted(Accepted),
+        /// To answer a `SUBMIT` with `plan`, the worker needs the manifest's bytes.
+        "PLANNING" => Planning(Request),
+        /// The answer to a `SUBMIT` with `plan`.
+        "PLAN" => Plan(Box<Plan>),
+        /// How the probe frames arrived that followed a plan.
+        "PROBED" => Probed(Probed),
         /// The answer to `JOBS`.
         "JOB_LIST" => JobList(JobList),
         /// A watched or submitted job has changed.
@@ -360,6 +370,40 @@ payloads! {
         status: JobStatus,
         /// Whether the job was there before.
         known: bool,
+    }
+    /// What a submission would do. Nothing was changed to find out.
+    Plan {
+        /// Which request.
+        req: Req,
+        /// The job that it would be.
+        job: JobId,
+        /// That job, where the worker has it already.
+        known: Option<JobStatus>,
+        /// Bytes that the worker lacks and the client would send.
+        to_send: u64,
+        /// Bytes that the worker has room for: on its disk, and in what its packages may take there.
+        free: u64,
+        /// Jobs that would run before it.
+        ahead: u32,
+        /// The names of the jobs that run now; a few.
+        running: Vec<String>,
+        /// The worker's present facts.
+        worker: WorkerInfo,
+        /// What a person should know before submitting, each a sentence.
+        notices: Vec<String>,
+        /// Why the submission would be refused, where it would.
+        refused: Option<Failure>,
+        /// Bytes of probe frames that the worker will take now.
+        probe: u64,
+    }
+    /// How probe frames arrived: once the path is in swing, by the receiver's clock.
+    Probed {
+        /// Which request.
+        req: Req,
+        /// So many bytes …
+        bytes: u64,
+        /// … in so many microseconds; 0: too few arrived to tell.
+        micros: u64,
     }
     /// A job, as the subject of a request.
     JobRef {

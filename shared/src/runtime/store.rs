@@ -8,6 +8,7 @@
 //! * [`Store`]: a worker's packages; [`Destination`]: a client's folder to download into. Both begin a transfer by its
 //!   summary and answer with [`Begun`].
 //! * [`Partial`]: write → sync → finish; resumes after any crash
+//! * [`Held`], [`Missing`]: what would come of a package, looked up without a trace
 //! * [`PackageDir`]: a whole package; while one is open its package cannot be removed
 //!
 //! Owners share nothing, not even the knowledge of what the other has sent. Names come from peers only as checked relative
@@ -16,6 +17,7 @@
 mod folder;
 mod log;
 mod medium;
+mod outlook;
 mod packages;
 mod partial;
 mod reuse;
@@ -26,6 +28,7 @@ mod verify;
 use std::{fs, io, path::Path, time::SystemTime};
 
 pub use folder::Destination;
+pub use outlook::{Held, Missing};
 pub use packages::{Announced, Begun, PackageDir};
 pub use partial::{Finished, Partial};
 

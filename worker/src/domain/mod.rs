@@ -5,6 +5,7 @@
 //! * how a trainer is called: [`command`]
 //! * what its messages mean: [`progress`]; what it prints: [`log`]
 //! * how it ended: [`outcome`]
+//! * how fast a path is, for a plan: [`probe`]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod command;
@@ -12,6 +13,7 @@ pub mod config;
 pub mod log;
 pub mod outcome;
 pub mod package;
+pub mod probe;
 pub mod progress;
 pub mod script;
 pub mod trainer;

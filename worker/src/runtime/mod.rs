@@ -10,13 +10,15 @@
 //! * the runner, and the agent's handle to it: [`runner`]
 //! * the trainer's process group: [`trainer`], [`processes`]; its output: [`tail`]; its sockets: [`progress`]
 //! * what the machine has: [`gpu`]
-//! * the agent: [`agent`] keeps the worker in its [`room`]; [`jobs`] is the queue; [`session`] serves one client's link
+//! * the agent: [`agent`] keeps the worker in its [`room`]; [`jobs`] is the queue; [`session`] serves one client's link;
+//!   [`plan`] answers what a submission would do
 
 pub mod agent;
 mod follow;
 pub mod gpu;
 pub mod jobs;
 pub mod journal;
+pub mod plan;
 pub mod processes;
 pub mod progress;
 pub mod room;

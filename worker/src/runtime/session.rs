@@ -20,8 +20,8 @@ use shared::{
         job::JobState,
         manifest::Manifest,
         message::{
-            Accepted, BulkCandidate, BulkSdp, Bye, Control, ControlState, FileMeta, FileRefused, Hello, JobList, JobRef, PROTOCOL, Refused,
-            Req, Step, Submit, ToClient, ToWorker, TransferId, Watch, Welcome, WorkerInfo,
+            Accepted, BulkCandidate, BulkSdp, Bye, Control, ControlState, FileMeta, FileRefused, Hello, JobList, JobRef, PLAN_TRANSFER,
+            PROTOCOL, Refused, Req, Step, Submit, ToClient, ToWorker, TransferId, Watch, Welcome, WorkerInfo,
         },
         transfer::{Places, Progress},
     },
@@ -34,7 +34,7 @@ use shared::{
     },
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -42,6 +42,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     follow::{follow, report_command},
     jobs::Jobs,
+    plan::Planning,
     upload::{Upload, Uploads},
 };
 
@@ -105,6 +106,7 @@ pub async fn serve(desk: Desk, link: Link, peer: PeerId, options: PeerOptions) {
         followed: HashSet::new(),
         noticed: HashSet::new(),
         uploading: Arc::default(),
+        planning: Arc::new(Semaphore::new(1)),
         next_transfer: FIRST_TRANSFER,
         id: None,
         tasks: tasks.clone(),
@@ -151,6 +153,7 @@ struct Session {
     followed: HashSet<JobId>,
     noticed: HashSet<JobId>,
     uploading: Arc<Mutex<HashSet<JobId>>>,
+    planning: Arc<Semaphore>,
     next_transfer: TransferId,
     id: Option<SessionId>,
     tasks: TaskTracker,
@@ -240,6 +243,11 @@ impl Session {
             Err(message) => message,
         };
         match message {
+            ToWorker::Submit(submit) if submit.plan => {
+                let req = submit.req;
+                let done = self.plan(submit).map(|()| None);
+                self.answer(req, done).await
+            }
             ToWorker::Submit(submit) => {
                 let req = submit.req;
                 let done = self.submit(submit);
@@ -325,6 +333,23 @@ impl Session {
         Ok(Some(ToClient::Accepted(Accepted { req, status, known })))
     }
 
+    /// Says what a submission would do, in a task of its own.
+    fn plan(&self, submit: Submit) -> Result<(), Failure> {
+        self.may_submit()?;
+        let busy = |_| Failure::new(Code::RateLimited, "a plan is being made over this connection already; ask again when it has come");
+        let planning = Planning {
+            turn: self.planning.clone().try_acquire_owned().map_err(busy)?,
+            jobs: self.desk.jobs.clone(),
+            store: self.desk.store.clone(),
+            owner: self.owner.clone(),
+            info: self.desk.info.clone(),
+            inbound: self.pool.route(PLAN_TRANSFER),
+            out: self.out.clone(),
+        };
+        self.spawn(planning.run(submit));
+        Ok(())
+    }
+
     /// Tells the client every change of a job's state from now on.
     fn notice_changes(&mut self, job: &JobId) -> Result<(), Failure> {
         if self.noticed.contains(job) {
@@ -403,7 +428,7 @@ impl Session {
             }
             Ok(())
         });
-        if transfer >= FIRST_TRANSFER {
+        if transfer == PLAN_TRANSFER || transfer >= FIRST_TRANSFER {
             return Err(Failure::new(Code::InvalidRequest, "it used a transfer number of ours"));
         }
         if let Err(failure) = awaited {

@@ -130,6 +130,7 @@ impl Drive {
                 self.report_upload_now(transfers).await;
                 let began = transfers.uploading.take().unwrap_or_else(Instant::now);
                 let bytes = transfers.upload.borrow().needed_bytes;
+                self.connector.remember_speed(bytes, began.elapsed());
                 self.tell(Event::Uploaded { bytes, elapsed_ms: began.elapsed().as_millis() as u64 }).await;
             }
             Moved::Down(saved) => {
@@ -154,18 +155,8 @@ impl Drive {
         let progress = *transfers.upload.borrow();
         if !transfers.planned {
             transfers.planned = true;
-            if let (Some(job), Some(submission)) = (&self.known.job, &self.submission) {
-                let plan = Event::Plan {
-                    job: job.clone(),
-                    known: false,
-                    files: submission.summary.files,
-                    bytes: progress.total_bytes,
-                    already_there: progress.total_bytes - progress.needed_bytes,
-                    to_send: progress.needed_bytes,
-                    disk_free: self.known.disk_free,
-                };
-                self.tell(plan).await;
-            }
+            let there = progress.total_bytes - progress.needed_bytes;
+            self.tell_plan(false, there, progress.needed_bytes).await;
         }
         self.tell(Event::Uploading { done: progress.acked_bytes, total: progress.needed_bytes }).await;
     }

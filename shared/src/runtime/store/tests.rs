@@ -672,3 +672,75 @@ fn many_small_files_are_received_with_few_open_at_once() {
     check(dir.path(), &package);
     assert_eq!(tree(dir.path()).len(), 600);
 }
+
+/// Every path of the store, with what changes when somebody touches it.
+fn traces(folder: &Path) -> Vec<(PathBuf, u64, SystemTime)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let metadata = fs::metadata(&path).unwrap();
+        found.push((path.clone(), metadata.len(), metadata.modified().unwrap()));
+        if metadata.is_dir() {
+            found.extend(traces(&path));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_look_says_what_is_missing_and_leaves_no_trace() {
+    let (dir, store) = store();
+    let (first, second) = (frames(1), frames(2));
+    let missing = |package: &Package| store.missing("anna", &package.summary.id, &package.whole.manifest).unwrap();
+    let all = first.summary.bytes;
+    let empty = traces(dir.path());
+    assert!(matches!(store.held("anna", &first.summary).unwrap(), Held::Nothing));
+    assert_eq!(missing(&first), Missing { to_write: all, to_send: all });
+    assert_eq!(traces(dir.path()), empty);
+
+    let arriving = partial(store.begin("anna", &first.summary), &first);
+    arriving.write(&first.chunk(0)).unwrap();
+    arriving.sync().unwrap();
+    let left = all - u64::from(first.places.get(0).unwrap().chunk.len);
+    let half = traces(dir.path());
+    assert!(matches!(store.held("anna", &first.summary).unwrap(), Held::Listed(manifest) if *manifest == first.whole.manifest));
+    assert_eq!(missing(&first), Missing { to_write: left, to_send: left }, "while the transfer has it locked");
+    assert_eq!(traces(dir.path()), half);
+
+    fill(&arriving, &first);
+    drop(whole(&arriving));
+    drop(arriving);
+    let done = traces(dir.path());
+    assert!(matches!(store.held("anna", &first.summary).unwrap(), Held::Whole(files) if files.join("config.yaml").is_file()));
+    assert!(matches!(store.held("ben", &first.summary).unwrap(), Held::Nothing), "owners share nothing");
+    let config = first.whole.manifest.entries.iter().find(|entry| entry.path.as_str() == "config.yaml").unwrap().size;
+    assert_eq!(missing(&second), Missing { to_write: second.summary.bytes, to_send: second.summary.bytes - config });
+    let ben = store.missing("ben", &second.summary.id, &second.whole.manifest).unwrap();
+    assert_eq!(ben.to_send, second.summary.bytes, "owners share nothing");
+    assert_eq!(traces(dir.path()), done);
+}
+
+#[test]
+fn a_look_and_a_beginning_agree_about_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = frames(1);
+    let held = |store: &Store| store.held("anna", &package.summary).unwrap();
+    let room = |store: &Store| {
+        let missing = Missing { to_write: package.summary.bytes, to_send: 0 };
+        store.room("anna", &package.summary, &held(store), missing).unwrap()
+    };
+    let tight = Store::open(&dir.path().join("tight"), Some(cost(&package.summary) - 1)).unwrap();
+    let (free, fits) = room(&tight);
+    assert_eq!(free, cost(&package.summary) - 1);
+    assert_eq!(fits.unwrap_err(), tight.begin("anna", &package.summary).unwrap_err());
+    let wide = Store::open(&dir.path().join("wide"), Some(cost(&package.summary))).unwrap();
+    assert_eq!(room(&wide), (cost(&package.summary), Ok(())));
+    let arriving = partial(wide.begin("anna", &package.summary), &package);
+    fill(&arriving, &package);
+    drop(whole(&arriving));
+    assert_eq!(room(&wide), (cost(&package.summary), Ok(())), "what is here needs no room");
+    let (free, fits) =
+        Store::open(&dir.path().join("open"), None).unwrap().room("anna", &package.summary, &Held::Nothing, Missing::default()).unwrap();
+    assert!(free > 0 && fits.is_ok());
+}

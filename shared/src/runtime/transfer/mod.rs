@@ -2,11 +2,13 @@
 //!
 //! * [`Pool`]: the bulk connections at hand; frames in, routed by transfer; connections come and go at any time
 //! * [`send`]: announce, say which chunks go, one pump a connection, within the receiver's window
+//! * [`send_plan`], [`probe`]: what a client sends that only wants to know
 //! * [`receive`]: one blocking thread that verifies, writes, syncs in groups and acknowledges
 //!
 //! What is decided (what to send next, what has arrived, what is missing) is [`crate::domain::transfer`]'s. A transfer ends with
 //! the control connection it was announced on; the next one continues it, because only what is missing travels.
 
+mod plan;
 mod pool;
 mod receive;
 mod send;
@@ -15,6 +17,7 @@ mod tests;
 
 use tokio::sync::mpsc;
 
+pub use plan::{probe, send_plan};
 pub use pool::{Connection, Inbound, Pool};
 pub use receive::{WINDOW, receive};
 pub use send::{Outgoing, ReadChunk, send};
