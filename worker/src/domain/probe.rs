@@ -5,6 +5,11 @@ use std::time::Duration;
 /// Arrivals this close together count as one, which bounds what is kept: the first of a group gives its time.
 const TOGETHER: Duration = Duration::from_micros(250);
 
+/// A stall after lost packets lasts some hundred milliseconds: the best stretch of this length has none, or what a stall held back.
+const WINDOW: Duration = Duration::from_millis(250);
+/// What arrives at once after a stall says nothing about the path.
+const SHORTEST: Duration = Duration::from_millis(100);
+
 /// Arrivals so far: by when so many bytes were there.
 #[derive(Debug, Clone, Default)]
 pub struct Probe {
@@ -29,11 +34,34 @@ impl Probe {
         self.bytes
     }
 
-    /// Bytes, and the time they took, of the latter half of what arrived: before, the path was only getting into its swing. No time
-    /// when too little arrived to tell.
+    /// Bytes, and the time they took, while the path was in its swing: the best quarter second, or, where that is faster, the latter
+    /// half, since congestion control begins slowly. No time when too little arrived to tell.
     pub fn pace(&self) -> (u64, Duration) {
-        let half = self.arrivals.iter().find(|(_, total)| *total >= self.bytes / 2);
-        half.map_or((0, Duration::ZERO), |&(since, total)| (self.bytes - total, self.last.saturating_sub(since)))
+        let half = self.latter_half();
+        let Some(window) = self.best_window() else { return half.unwrap_or((0, Duration::ZERO)) };
+        let rate = |(bytes, took): (u64, Duration)| bytes as f64 / took.as_secs_f64();
+        half.filter(|half| half.1 >= SHORTEST && rate(*half) > rate(window)).unwrap_or(window)
+    }
+
+    fn best_window(&self) -> Option<(u64, Duration)> {
+        let mut end = 0;
+        let mut best = None;
+        for &(since, before) in &self.arrivals {
+            let until = since + WINDOW;
+            if until > self.last {
+                break;
+            }
+            while self.arrivals.get(end + 1).is_some_and(|(at, _)| *at <= until) {
+                end += 1;
+            }
+            best = best.max(Some(self.arrivals[end].1 - before));
+        }
+        best.filter(|bytes| *bytes > 0).map(|bytes| (bytes, WINDOW))
+    }
+
+    fn latter_half(&self) -> Option<(u64, Duration)> {
+        let &(since, before) = self.arrivals.iter().find(|(_, total)| *total >= self.bytes / 2)?;
+        Some((self.bytes - before, self.last - since))
     }
 }
 
@@ -43,17 +71,31 @@ mod tests {
 
     const FRAME: u64 = 16 * 1024;
 
-    #[test]
-    fn a_path_that_starts_slowly_is_measured_once_it_runs() {
-        let mut probe = Probe::default();
-        let mut now = Duration::ZERO;
-        for frame in 0..200 {
-            now += Duration::from_millis(if frame < 50 { 10 } else { 2 });
+    /// The rate of frames that arrive after these pauses, in frames a second.
+    fn rate(pauses: impl Iterator<Item = u64>) -> f64 {
+        let (mut probe, mut now) = (Probe::default(), Duration::ZERO);
+        for pause in pauses {
+            now += Duration::from_millis(pause);
             probe.handle_arrival(now, FRAME);
         }
         let (bytes, took) = probe.pace();
-        assert_eq!((bytes, took), (100 * FRAME, Duration::from_millis(200)));
-        assert_eq!(probe.bytes(), 200 * FRAME);
+        bytes as f64 / FRAME as f64 / took.as_secs_f64()
+    }
+
+    #[test]
+    fn a_path_that_starts_slowly_is_measured_once_it_runs() {
+        let start = || std::iter::repeat_n(10, 25);
+        assert_eq!(rate(start().chain(std::iter::repeat_n(2, 300))), 500.0);
+        assert_eq!(rate(start().chain(std::iter::repeat_n(2, 100))), 500.0, "a short one");
+    }
+
+    #[test]
+    fn a_stall_does_not_count() {
+        let steady = |count| std::iter::repeat_n(2, count);
+        let stalled = rate(steady(250).chain([200]).chain(steady(125)));
+        assert!((490.0..=510.0).contains(&stalled), "{stalled}");
+        let held_back = rate(steady(300).chain([200]).chain(std::iter::repeat_n(0, 100)).chain(steady(100)));
+        assert!((490.0..=1000.0).contains(&held_back), "{held_back}: what a stall held back comes at once, and counts twice at most");
     }
 
     #[test]

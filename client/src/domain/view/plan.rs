@@ -16,7 +16,8 @@ use crate::domain::{
 /// As an upload begins.
 pub(super) fn begins(plan: &Plan) -> Vec<Line> {
     let known = if plan.known { " (the worker knows this job: going on with it)" } else { "" };
-    let time = time(plan).map(|time| format!(", {time}")).unwrap_or_default();
+    // Of a moment nothing need be said.
+    let time = time(plan).filter(|_| plan.expected_ms >= Some(1000)).map(|time| format!(", {time}")).unwrap_or_default();
     let queue = match plan.ahead {
         Some(ahead @ 1..) => format!("; {}", before(ahead)),
         _ => String::new(),
@@ -39,8 +40,8 @@ pub(super) fn table(plan: &Plan, outlook: &Outlook) -> Vec<Line> {
         ("job", format!("{}, {}", format::short(&plan.job), state(outlook.status.as_ref())), Tone::Plain),
         ("worker", format!("{}, {}", outlook.worker.name, select::gpus(&outlook.worker.gpus)), Tone::Plain),
         ("path", plan.route.as_ref().map_or_else(|| "unknown".to_owned(), path), Tone::Plain),
-        ("there", format::bytes(plan.already_there), Tone::Plain),
-        ("to send", if plan.to_send == 0 { "nothing".to_owned() } else { format!("{}{time}", format::bytes(plan.to_send)) }, Tone::Plain),
+        ("there", amount(plan.already_there), Tone::Plain),
+        ("to send", format!("{}{time}", amount(plan.to_send)), Tone::Plain),
         ("space", format!("{} free{too_little}", format::bytes(plan.disk_free)), if no_space { Tone::Warning } else { Tone::Plain }),
         ("queue", queue(plan, outlook), Tone::Plain),
     ];
@@ -54,6 +55,10 @@ pub(super) fn table(plan: &Plan, outlook: &Outlook) -> Vec<Line> {
     };
     lines.push(verdict);
     lines
+}
+
+fn amount(bytes: u64) -> String {
+    if bytes == 0 { "nothing".into() } else { format::bytes(bytes) }
 }
 
 fn what(plan: &Plan) -> String {

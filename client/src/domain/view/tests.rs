@@ -134,6 +134,12 @@ fn an_upload_to_a_worker_met_before_says_when_it_will_be_there() {
             "the worker has only 1.00 MB of free disk space",
         ]
     );
+    shown.lines.clear();
+    shown.see([event(
+        json!({"type": "plan", "known": false, "files": 1, "bytes": 480_000_000, "already_there": 479_000_000, "to_send": 1_000_000,
+        "disk_free": 2_000_000, "speed": {"bytes_per_second": 12_000_000, "basis": "last_transfer"}, "expected_ms": 83, "ahead": 0}),
+    )]);
+    assert_eq!(shown.lines, ["job 1a2b3c4d: 1 file, 480 MB; the worker has 479 MB of it, 1.00 MB to send"]);
 }
 
 /// The answer to `--plan`, with these changes.
