@@ -8,7 +8,7 @@
 //! * [`Store`]: a worker's packages; [`Destination`]: a client's folder to download into. Both begin a transfer by its
 //!   summary and answer with [`Begun`].
 //! * [`Partial`]: write → sync → finish; resumes after any crash
-//! * [`Held`], [`Missing`]: what would come of a package, looked up without a trace
+//! * [`Stock`], [`Missing`]: what would come of a package, looked up without a trace
 //! * [`PackageDir`]: a whole package; while one is open its package cannot be removed
 //!
 //! Owners share nothing, not even the knowledge of what the other has sent. Names come from peers only as checked relative
@@ -28,7 +28,7 @@ mod verify;
 use std::{fs, io, path::Path, time::SystemTime};
 
 pub use folder::Destination;
-pub use outlook::{Held, Missing};
+pub use outlook::{Missing, Stock};
 pub use packages::{Announced, Begun, PackageDir};
 pub use partial::{Finished, Partial};
 

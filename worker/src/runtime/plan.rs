@@ -20,7 +20,7 @@ use shared::{
         transfer::ManifestAssembly,
     },
     runtime::{
-        store::{Held, Missing, Store},
+        store::{Missing, Stock, Store},
         transfer::Inbound,
     },
 };
@@ -83,14 +83,14 @@ impl Planning {
         let outlook = self.jobs.outlook(&spec, &summary)?;
         let awaited = outlook.known.as_ref().is_none_or(|known| known.state == JobState::Uploading);
         let (store, owner) = (self.store.clone(), self.owner.clone());
-        let held = blocking(move || store.held(&owner, &summary)).await?;
-        let manifest = match &held {
-            Held::Nothing if awaited && outlook.refused.is_none() => Some(Arc::new(self.manifest(req, summary).await?)),
-            Held::Listed(manifest) if awaited => Some(manifest.clone()),
+        let stock = blocking(move || store.stock(&owner, &summary)).await?;
+        let manifest = match &stock {
+            Stock::Nothing if awaited && outlook.refused.is_none() => Some(Arc::new(self.manifest(req, summary).await?)),
+            Stock::Listed(manifest) if awaited => Some(manifest.clone()),
             _ => None,
         };
         let look = Look { store: self.store.clone(), jobs: self.jobs.clone(), owner: self.owner.clone(), spec, summary, awaited };
-        let seen = blocking(move || look.look(&held, manifest.as_deref())).await?;
+        let seen = blocking(move || look.look(&stock, manifest.as_deref())).await?;
         Ok(self.answer(req, outlook, seen))
     }
 
@@ -172,16 +172,16 @@ struct Seen {
 }
 
 impl Look {
-    fn look(&self, held: &Held, manifest: Option<&Manifest>) -> Result<Seen, Failure> {
+    fn look(&self, stock: &Stock, manifest: Option<&Manifest>) -> Result<Seen, Failure> {
         let missing = match manifest {
             Some(manifest) => self.store.missing(&self.owner, &self.summary.id, manifest)?,
             None => Missing::default(),
         };
-        let (free, fits) = self.store.room(&self.owner, &self.summary, held, missing)?;
+        let (free, fits) = self.store.room(&self.owner, &self.summary, stock, missing)?;
         let settings = self.jobs.settings();
-        let (trainer, refused) = match (held, manifest) {
+        let (trainer, refused) = match (stock, manifest) {
             _ if !self.awaited => (None, None),
-            (Held::Whole(folder), _) => match self.jobs.preview(&self.spec, folder) {
+            (Stock::Whole(folder), _) => match self.jobs.preview(&self.spec, folder) {
                 Ok(trainer) => (Some(trainer), None),
                 Err(failure) => (None, Some(failure)),
             },

@@ -22,7 +22,7 @@ use crate::{
 
 /// What the store has of a package.
 #[derive(Debug)]
-pub enum Held {
+pub enum Stock {
     /// All of it: the directory with its files.
     Whole(PathBuf),
     /// Its list of files, and perhaps some chunks.
@@ -45,17 +45,17 @@ impl Store {
     ///
     /// # Errors
     /// [`Code::TooLarge`](crate::domain::error::Code::TooLarge), [`Code::BadFile`](crate::domain::error::Code::BadFile).
-    pub fn held(&self, owner: &str, summary: &ManifestSummary) -> Result<Held, Failure> {
+    pub fn stock(&self, owner: &str, summary: &ManifestSummary) -> Result<Stock, Failure> {
         check_summary(summary)?;
         for (folder, whole) in [(PACKAGES, true), (PARTIAL, false)] {
             let Some(home) = self.look(&format!("{folder}/{}/{}", owner_key(owner), hex(&summary.id.0)))? else { continue };
             match read_manifest(&home, &summary.id) {
-                Some(_) if whole && read_summary(&home).is_some() => return Ok(Held::Whole(home.path().join(FILES))),
-                Some(manifest) if !whole => return Ok(Held::Listed(Arc::new(manifest))),
+                Some(_) if whole && read_summary(&home).is_some() => return Ok(Stock::Whole(home.path().join(FILES))),
+                Some(manifest) if !whole => return Ok(Stock::Listed(Arc::new(manifest))),
                 _ => {}
             }
         }
-        Ok(Held::Nothing)
+        Ok(Stock::Nothing)
     }
 
     /// What is missing of a package with this manifest, which is not whole.
@@ -86,13 +86,13 @@ impl Store {
         &self,
         owner: &str,
         summary: &ManifestSummary,
-        held: &Held,
+        stock: &Stock,
         missing: Missing,
     ) -> Result<(u64, Result<(), Failure>), Failure> {
-        let (needed, files) = match held {
-            Held::Whole(_) => (0, 0),
-            Held::Listed(_) => (missing.to_write, 0),
-            Held::Nothing => (cost(summary), summary.files),
+        let (needed, files) = match stock {
+            Stock::Whole(_) => (0, 0),
+            Stock::Listed(_) => (missing.to_write, 0),
+            Stock::Nothing => (cost(summary), summary.files),
         };
         let (mut free, fits) = self.outstanding.would_take(&self.root, needed, files);
         let owner = owner_key(owner);
@@ -100,7 +100,7 @@ impl Store {
             let others = self.packages()?.into_iter().filter(|other| (&other.owner, other.summary.id) != (&owner, summary.id));
             free = free.min(quota.saturating_sub(others.fold(0, |sum, other| sum.saturating_add(cost(&other.summary)))));
         }
-        let within_quota = if matches!(held, Held::Whole(_)) { Ok(()) } else { self.check_quota(&owner, summary) };
+        let within_quota = if matches!(stock, Stock::Whole(_)) { Ok(()) } else { self.check_quota(&owner, summary) };
         Ok((free, within_quota.and(fits)))
     }
 

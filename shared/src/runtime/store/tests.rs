@@ -695,7 +695,7 @@ fn a_look_says_what_is_missing_and_leaves_no_trace() {
     let missing = |package: &Package| store.missing("anna", &package.summary.id, &package.whole.manifest).unwrap();
     let all = first.summary.bytes;
     let empty = traces(dir.path());
-    assert!(matches!(store.held("anna", &first.summary).unwrap(), Held::Nothing));
+    assert!(matches!(store.stock("anna", &first.summary).unwrap(), Stock::Nothing));
     assert_eq!(missing(&first), Missing { to_write: all, to_send: all });
     assert_eq!(traces(dir.path()), empty);
 
@@ -704,7 +704,7 @@ fn a_look_says_what_is_missing_and_leaves_no_trace() {
     arriving.sync().unwrap();
     let left = all - u64::from(first.places.get(0).unwrap().chunk.len);
     let half = traces(dir.path());
-    assert!(matches!(store.held("anna", &first.summary).unwrap(), Held::Listed(manifest) if *manifest == first.whole.manifest));
+    assert!(matches!(store.stock("anna", &first.summary).unwrap(), Stock::Listed(manifest) if *manifest == first.whole.manifest));
     assert_eq!(missing(&first), Missing { to_write: left, to_send: left }, "while the transfer has it locked");
     assert_eq!(traces(dir.path()), half);
 
@@ -712,8 +712,8 @@ fn a_look_says_what_is_missing_and_leaves_no_trace() {
     drop(whole(&arriving));
     drop(arriving);
     let done = traces(dir.path());
-    assert!(matches!(store.held("anna", &first.summary).unwrap(), Held::Whole(files) if files.join("config.yaml").is_file()));
-    assert!(matches!(store.held("ben", &first.summary).unwrap(), Held::Nothing), "owners share nothing");
+    assert!(matches!(store.stock("anna", &first.summary).unwrap(), Stock::Whole(files) if files.join("config.yaml").is_file()));
+    assert!(matches!(store.stock("ben", &first.summary).unwrap(), Stock::Nothing), "owners share nothing");
     let config = first.whole.manifest.entries.iter().find(|entry| entry.path.as_str() == "config.yaml").unwrap().size;
     assert_eq!(missing(&second), Missing { to_write: second.summary.bytes, to_send: second.summary.bytes - config });
     let ben = store.missing("ben", &second.summary.id, &second.whole.manifest).unwrap();
@@ -725,10 +725,10 @@ fn a_look_says_what_is_missing_and_leaves_no_trace() {
 fn a_look_and_a_beginning_agree_about_room() {
     let dir = tempfile::tempdir().unwrap();
     let package = frames(1);
-    let held = |store: &Store| store.held("anna", &package.summary).unwrap();
+    let stock = |store: &Store| store.stock("anna", &package.summary).unwrap();
     let room = |store: &Store| {
         let missing = Missing { to_write: package.summary.bytes, to_send: 0 };
-        store.room("anna", &package.summary, &held(store), missing).unwrap()
+        store.room("anna", &package.summary, &stock(store), missing).unwrap()
     };
     let tight = Store::open(&dir.path().join("tight"), Some(cost(&package.summary) - 1)).unwrap();
     let (free, fits) = room(&tight);
@@ -741,6 +741,6 @@ fn a_look_and_a_beginning_agree_about_room() {
     drop(whole(&arriving));
     assert_eq!(room(&wide), (cost(&package.summary), Ok(())), "what is here needs no room");
     let (free, fits) =
-        Store::open(&dir.path().join("open"), None).unwrap().room("anna", &package.summary, &Held::Nothing, Missing::default()).unwrap();
+        Store::open(&dir.path().join("open"), None).unwrap().room("anna", &package.summary, &Stock::Nothing, Missing::default()).unwrap();
     assert!(free > 0 && fits.is_ok());
 }
