@@ -5,7 +5,7 @@ use std::{
     io::{self, Read, Write},
 };
 
-use super::{folder::Folder, medium::SYNC_ONE_BY_ONE};
+use super::{folder::Folder, gate::Gate, medium::SYNC_ONE_BY_ONE};
 use crate::{
     domain::{
         error::{Code, Failure},
@@ -25,7 +25,7 @@ pub(super) const SUMMARY: &str = "summary";
 #[derive(Debug)]
 pub(super) enum Goal {
     /// Into the store: the owner's folders of partial and of whole packages.
-    Package { partials: Root, packages: Root },
+    Package { partials: Root, packages: Root, gate: Gate },
     /// Into a folder of the user.
     Folder(Folder),
 }

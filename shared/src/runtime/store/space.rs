@@ -39,7 +39,7 @@ impl Outstanding {
         let space = root.space().map_err(|error| failed("look at the free space of", root.path().display(), &error))?;
         let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         shares.retain(|share| share.strong_count() > 0);
-        let taken: u64 = shares.iter().filter_map(Weak::upgrade).map(|share| share.load(Ordering::Relaxed)).sum();
+        let taken = sum(&shares);
         let free = space.f_bavail.saturating_mul(space.f_frsize).saturating_sub(taken);
         if needed > free {
             let message = format!(
@@ -58,6 +58,15 @@ impl Outstanding {
         shares.push(Arc::downgrade(&share));
         Ok(Share(share))
     }
+
+    /// What they still have to write, in bytes.
+    pub(super) fn pending(&self) -> u64 {
+        sum(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn sum(shares: &[Weak<AtomicU64>]) -> u64 {
+    shares.iter().filter_map(Weak::upgrade).map(|share| share.load(Ordering::Relaxed)).sum()
 }
 
 impl Share {
@@ -74,7 +83,7 @@ impl Share {
 }
 
 /// A number of bytes for people.
-pub(super) fn human(bytes: u64) -> String {
+pub fn human(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["bytes", "kB", "MB", "GB", "TB"];
     let (mut value, mut unit) = (bytes as f64, 0);
     while value >= 999.95 && unit + 1 < UNITS.len() {
