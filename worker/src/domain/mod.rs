@@ -5,6 +5,7 @@
 //! * how a trainer is called: [`command`]
 //! * what its messages mean: [`progress`]; what it prints: [`log`]
 //! * how it ended: [`outcome`]
+//! * sizes as people write them: [`size`]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod command;
@@ -14,4 +15,5 @@ pub mod outcome;
 pub mod package;
 pub mod progress;
 pub mod script;
+pub mod size;
 pub mod trainer;
