@@ -255,7 +255,7 @@ impl Store {
         let mut others = self.list()?;
         others.retain(|other| !other.is(owner, &summary.id));
         let free = self.free()?;
-        let (limit, needed) = (self.limit(&others, free), cost(summary));
+        let (limit, needed) = (self.limit(&others, free.saturating_add(present)), cost(summary));
         let used = size_of(&others).saturating_add(self.announced.bytes_beside(&others, own));
         let short = Short {
             of_limit: used.saturating_add(needed).saturating_sub(limit),
@@ -274,8 +274,8 @@ impl Store {
                         self.put_in_trash(gate, package)?;
                     }
                 }
-                // The disk alone is looked at again, and what it lacks said, when its share is taken.
-                None if short.of_limit > 0 => {
+                // What the disk lacks is said when its share is taken.
+                None if Short { of_limit: 0, ..short }.covered_by(&unused).is_some() => {
                     let free = unused.iter().fold(limit.saturating_sub(used), |sum, package| sum.saturating_add(package.size()));
                     return Err(no_room(needed, free.min(limit), limit));
                 }
@@ -435,8 +435,8 @@ fn in_use() -> Failure {
 
 fn no_room(needed: u64, free: u64, limit: u64) -> Failure {
     let message = format!(
-        "the package does not fit into the worker's store: {} are needed, {} of its {} are free or can be freed, the rest is needed by \
-         jobs; wait until they have ended, or give it a larger quota",
+        "the package does not fit into the worker's store: {} are needed, {} of the {} that packages may take are free or can be freed, \
+         the rest is needed by jobs; wait until they have ended, or give the worker a larger --quota",
         human(needed),
         human(free),
         human(limit)

@@ -230,3 +230,20 @@ fn an_existing_store_is_looked_at_and_none_is_made() {
     assert_eq!(package_at(&path), Some(("0011".to_owned(), Hash([7; 32]))));
     assert_eq!(package_at(path.parent().unwrap()), None);
 }
+
+#[test]
+fn without_a_quota_what_has_arrived_does_not_make_the_limit_smaller() {
+    let needs = Arc::<Needs>::default();
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), None).unwrap().with_holds(needs);
+    let package = frames(70);
+    // As on a disk of which this package takes much: what is free beside it counts, and what it has taken.
+    let gate = store.enter().unwrap();
+    let fits = |bytes, present| {
+        let summary = ManifestSummary { bytes, ..package.summary };
+        store.make_room(&gate, &owner_key("ann"), &summary, present).is_ok()
+    };
+    let free = store.root.space().map(|space| space.f_bavail * space.f_frsize).unwrap();
+    assert!(!fits(free / 10 * 9, 0), "a fifth is left to others");
+    assert!(fits(free / 10 * 9, free / 4));
+}
