@@ -1,11 +1,11 @@
-//! The binary frames of a bulk channel: pieces of chunks and of manifests.
+//! The binary frames of a bulk channel: pieces of chunks, of manifests and of proofs.
 //!
 //! ```text
-//!   byte 0      kind: 1 = piece of a chunk, 2 = piece of the manifest
+//!   byte 0      kind: 1 = piece of a chunk, 2 = piece of the manifest, 5 = piece of a proof of possession
 //!   bytes 1-3   zero
 //!   bytes 4-7   transfer id, big endian
-//!   bytes 8-11  chunk index (kind 1) or 0 (kind 2)
-//!   bytes 12-15 offset of the piece in its chunk or manifest
+//!   bytes 8-11  chunk index (kind 1) or 0
+//!   bytes 12-15 offset of the piece in its chunk, manifest or proof
 //!   bytes 16-   the piece, 1 to 65 520 bytes
 //! ```
 
@@ -23,6 +23,8 @@ pub enum FrameKind {
     Chunk(u32),
     /// To the manifest itself.
     Manifest,
+    /// To the proof that the sender has the chunks it was asked about.
+    Proof,
 }
 
 /// The header of a frame.
@@ -42,6 +44,7 @@ impl FrameHeader {
         let (kind, index) = match self.kind {
             FrameKind::Chunk(index) => (1, index),
             FrameKind::Manifest => (2, 0),
+            FrameKind::Proof => (5, 0),
         };
         let mut bytes = [0; HEADER];
         bytes[0] = kind;
@@ -65,6 +68,7 @@ impl FrameHeader {
         let kind = match header[0] {
             1 => FrameKind::Chunk(word(8)),
             2 => FrameKind::Manifest,
+            5 => FrameKind::Proof,
             _ => return Err(refused("unknown kind")),
         };
         Ok((FrameHeader { transfer: word(4), kind, offset: word(12) }, piece))

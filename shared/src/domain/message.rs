@@ -6,7 +6,7 @@
 //!
 //! * first on a control channel: `HELLO` → `WELCOME` (or `REFUSED`)
 //! * a job: `SUBMIT` → `ACCEPTED`; then, if its package is not there yet, a transfer from the client
-//! * a transfer, either way: `FILE_META` → `FILE_READY` → manifest pieces, if wanted → `FILE_NEED`… → chunk pieces ⇄ `FILE_ACK`
+//! * a transfer, either way: `FILE_META` → `FILE_READY` → manifest pieces, if wanted → [`FILE_PROVE`… → proof pieces →] `FILE_NEED`… → chunk pieces ⇄ `FILE_ACK`
 //!   → `END_OF_FILE` → `FILE_DONE`; either side may end it with `FILE_REFUSED`
 //! * following: `WATCH` → journal entries on the progress channel, `CAUGHT_UP` at the journal's present end; `JOB_STATE` at changes
 //! * control: `ZMQ_CTRL` → `ZMQ_CTRL_STATE` (received → applied → observed)
@@ -22,6 +22,7 @@ use super::{
     invite::Grant,
     job::{Command, CommandState, JobEvent, JobSpec, JobStatus, JournalEntry},
     manifest::{Hash, ManifestSummary},
+    transfer::Challenge,
 };
 
 /// The protocol's version. Peers with another major number refuse each other and say which version to install.
@@ -132,6 +133,8 @@ protocol! {
         /// A step of a transfer.
         "FILE_READY" => FileReady(FileReady),
         /// A step of a transfer.
+        "FILE_PROVE" => FileProve(FileProve),
+        /// A step of a transfer.
         "FILE_NEED" => FileNeed(FileNeed),
         /// A step of a transfer.
         "FILE_ACK" => FileAck(FileAck),
@@ -184,6 +187,8 @@ protocol! {
         /// A step of a transfer.
         "FILE_READY" => FileReady(FileReady),
         /// A step of a transfer.
+        "FILE_PROVE" => FileProve(FileProve),
+        /// A step of a transfer.
         "FILE_NEED" => FileNeed(FileNeed),
         /// A step of a transfer.
         "FILE_ACK" => FileAck(FileAck),
@@ -235,6 +240,8 @@ pub enum Step {
     Meta(FileMeta),
     /// The receiver is ready.
     Ready(FileReady),
+    /// The receiver wants a proof that the sender has these.
+    Prove(FileProve),
     /// The receiver lacks these.
     Need(FileNeed),
     /// The receiver has these on disk.
@@ -253,6 +260,7 @@ impl Step {
         match self {
             Step::Meta(FileMeta { transfer, .. })
             | Step::Ready(FileReady { transfer, .. })
+            | Step::Prove(FileProve { transfer, .. })
             | Step::Need(FileNeed { transfer, .. })
             | Step::Ack(FileAck { transfer, .. })
             | Step::End(FileEnd { transfer, .. })
@@ -269,6 +277,7 @@ macro_rules! steps {
                 match step {
                     Step::Meta(payload) => $name::FileMeta(payload),
                     Step::Ready(payload) => $name::FileReady(payload),
+                    Step::Prove(payload) => $name::FileProve(payload),
                     Step::Need(payload) => $name::FileNeed(payload),
                     Step::Ack(payload) => $name::FileAck(payload),
                     Step::End(payload) => $name::EndOfFile(payload),
@@ -285,6 +294,7 @@ macro_rules! steps {
                 Ok(match self {
                     $name::FileMeta(payload) => Step::Meta(payload),
                     $name::FileReady(payload) => Step::Ready(payload),
+                    $name::FileProve(payload) => Step::Prove(payload),
                     $name::FileNeed(payload) => Step::Need(payload),
                     $name::FileAck(payload) => Step::Ack(payload),
                     $name::EndOfFile(payload) => Step::End(payload),
@@ -428,6 +438,9 @@ payloads! {
         job: JobId,
         /// What.
         manifest: ManifestSummary,
+        /// Whether the sender answers `FILE_PROVE`.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        can_prove: bool,
     }
     /// The receiver is ready.
     FileReady {
@@ -437,6 +450,20 @@ payloads! {
         manifest_wanted: bool,
         /// How many bytes may be under way unacknowledged.
         window: u64,
+    }
+    /// Which chunks the sender shall prove that it has, before it is told what is needed: pieces of one bitmap, in order. The answer
+    /// is proof frames on a bulk connection.
+    FileProve {
+        /// Which transfer.
+        transfer: TransferId,
+        /// What the proof answers; the same in all pieces.
+        challenge: Challenge,
+        /// The index of the piece's first chunk.
+        first: u32,
+        /// One bit a chunk (least significant first), base64url.
+        bits: String,
+        /// Whether this is the last piece.
+        last: bool,
     }
     /// Which chunks the receiver lacks: pieces of one bitmap, in order.
     FileNeed {

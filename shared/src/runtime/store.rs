@@ -12,7 +12,7 @@
 //! * [`PackageDir`]: a whole package; while one is open its package cannot be removed
 //! * a limit: what does not fit makes the least recently used go, never what is in use ([`Stored::in_use`])
 //!
-//! Owners share nothing, not even the knowledge of what the other has sent. Names come from peers only as checked relative
+//! Owners share nothing, not even the knowledge of what the other has sent, but with a proof that they have it, too (`share`). Names come from peers only as checked relative
 //! paths and are resolved below an open directory.
 
 mod clean;
@@ -23,6 +23,7 @@ mod medium;
 mod packages;
 mod partial;
 mod reuse;
+mod share;
 mod slot;
 mod space;
 mod verify;
@@ -33,19 +34,21 @@ pub use clean::{Held, Holds, Overview, Prune, Stored};
 pub use folder::Destination;
 pub use packages::{Announced, Begun, PackageDir};
 pub use partial::{Finished, Partial};
+pub use share::Shared;
 pub use space::human;
 
 use self::{
     clean::{Announcements, present},
     gate::{Entered, Gate},
     packages::{check_summary, parse_id},
+    share::Others,
     slot::{Goal, SUMMARY, Slot},
     space::{Outstanding, cost},
 };
 use super::files::{failed, root::Root};
 use crate::domain::{
     error::Failure,
-    id::hex,
+    id::{Secret, hex},
     manifest::{Hash, ManifestSummary},
 };
 
@@ -60,6 +63,7 @@ pub struct Store {
     gate: Gate,
     quota: Option<u64>,
     holds: Option<Arc<dyn Holds>>,
+    sharing: bool,
     outstanding: Outstanding,
     announced: Announcements,
 }
@@ -99,12 +103,26 @@ impl Store {
     fn at(path: &Path, quota: Option<u64>) -> io::Result<Store> {
         let root = Root::open(&fs::canonicalize(path)?)?;
         let gate = Gate::of(root.path());
-        Ok(Store { root, gate, quota, holds: None, outstanding: Outstanding::default(), announced: Announcements::default() })
+        Ok(Store {
+            root,
+            gate,
+            quota,
+            holds: None,
+            sharing: false,
+            outstanding: Outstanding::default(),
+            announced: Announcements::default(),
+        })
     }
 
     /// With those who need packages. From now on it makes room by itself: without them it could not know what to keep.
     pub fn with_holds(mut self, holds: Arc<dyn Holds>) -> Store {
         self.holds = Some(holds);
+        self
+    }
+
+    /// Whether a chunk that one owner has sent serves another who proves that he has it, too.
+    pub fn with_sharing(mut self, sharing: bool) -> Store {
+        self.sharing = sharing;
         self
     }
 
@@ -119,6 +137,18 @@ impl Store {
     /// [`Code::TooLarge`]: crate::domain::error::Code::TooLarge
     /// [`Code::BadFile`]: crate::domain::error::Code::BadFile
     pub fn begin(&self, owner: &str, summary: &ManifestSummary) -> Result<Begun, Failure> {
+        self.begin_with(owner, summary, None)
+    }
+
+    /// As [`Store::begin`], for a sender whose proofs are bound to the secret of its session: he may get at what others have sent.
+    ///
+    /// # Errors
+    /// As [`Store::begin`].
+    pub fn begin_proving(&self, owner: &str, summary: &ManifestSummary, session: Secret<[u8; 32]>) -> Result<Begun, Failure> {
+        self.begin_with(owner, summary, Some(session).filter(|_| self.sharing))
+    }
+
+    fn begin_with(&self, owner: &str, summary: &ManifestSummary, session: Option<Secret<[u8; 32]>>) -> Result<Begun, Failure> {
         check_summary(summary)?;
         let unusable = |error: io::Error| failed("use the store in", self.root.path().display(), &error);
         let (owner, name) = (owner_key(owner), hex(&summary.id.0));
@@ -133,7 +163,11 @@ impl Store {
             return Ok(Begun::Present(dir));
         }
         let parent = partials.subdir("").map_err(unusable)?;
-        let goal = Goal::Package { partials, packages: packages.subdir("").map_err(unusable)?, gate: self.gate.clone() };
+        let others = match session {
+            Some(session) => Some(Others { store: self.root.subdir("").map_err(unusable)?, owner: owner.clone(), session }),
+            None => None,
+        };
+        let goal = Goal::Package { partials, packages: packages.subdir("").map_err(unusable)?, gate: self.gate.clone(), others };
         let slot = Slot::claim(parent, *summary, goal)?;
         // One whose manifest is damaged is no package.
         if packages.stat(&name).map_err(unusable)?.is_some() {

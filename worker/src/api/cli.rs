@@ -99,6 +99,9 @@ struct RunArgs {
     /// What packages may take on disk, such as 200GB; then the longest unused make room [default: four fifths of what is free]
     #[arg(long, value_name = "SIZE")]
     quota: Option<Size>,
+    /// Has every client send everything itself; otherwise what another has sent need not be sent by one who proves to have it, too
+    #[arg(long)]
+    no_sharing: bool,
     /// Days that jobs, results and packages stay which nobody uses; fetched results stay one day [default: 14]
     #[arg(long, value_name = "DAYS")]
     keep_days: Option<u32>,
@@ -158,6 +161,7 @@ pub(super) struct Section {
     room_ttl: Option<u64>,
     parallel: Option<usize>,
     pub(super) quota: Option<Size>,
+    sharing: Option<bool>,
     keep_days: Option<u32>,
     ice_servers: Option<Vec<IceServer>>,
     relay_only: Option<bool>,
@@ -241,6 +245,7 @@ fn configure(args: RunArgs) -> Result<AgentConfig, Failure> {
         relay_only: args.relay_only || section.relay_only.unwrap_or(false),
         parallel: args.parallel.or(section.parallel).unwrap_or(1),
         quota: args.quota.or(section.quota).map(|size| size.0),
+        sharing: !args.no_sharing && section.sharing.unwrap_or(true),
         keep: u64::from(args.keep_days.or(section.keep_days).unwrap_or(14)) * 24 * 3600,
         trainers: TrainerSettings {
             sleap_nn: section.sleap_nn.unwrap_or(defaults.sleap_nn),

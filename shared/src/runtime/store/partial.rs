@@ -26,6 +26,7 @@ use super::{
     log,
     medium::{Disk, FileId, Medium},
     reuse,
+    share::Others,
     slot::{FILES, Goal, LOG, Slot, read_file},
     space::Share,
     verify::find_damaged,
@@ -298,6 +299,14 @@ impl Partial {
         self.medium.sync(&[FileId::Log])?;
         *log_end += records.len() as u64;
         Ok(())
+    }
+
+    /// The other owners that it may be completed from.
+    pub(super) fn others(&self) -> Option<&Others> {
+        match &self.slot.goal {
+            Goal::Package { others, .. } => others.as_ref(),
+            Goal::Folder(_) => None,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

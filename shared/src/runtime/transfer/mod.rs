@@ -2,12 +2,16 @@
 //!
 //! * [`Pool`]: the bulk connections at hand; frames in, routed by transfer; connections come and go at any time
 //! * [`send`]: announce, say which chunks go, one pump a connection, within the receiver's window
+//! * before anything is sent, a proof that we have what others have sent (`proof`), where the receiver asks for it
 //! * [`receive`]: one blocking thread that verifies, writes, syncs in groups and acknowledges
 //!
 //! What is decided (what to send next, what has arrived, what is missing) is [`crate::domain::transfer`]'s. A transfer ends with
 //! the control connection it was announced on; the next one continues it, because only what is missing travels.
 
 mod pool;
+mod proof;
+#[cfg(test)]
+mod proof_tests;
 mod receive;
 mod send;
 #[cfg(test)]
