@@ -12,6 +12,7 @@ use std::{
 use shared::{
     domain::{
         error::{Code, Failure},
+        id::Secret,
         message::{BulkCandidate, BulkSdp, Bye, Ping, Progress, Step, ToClient, ToWorker, TransferId},
         route::Route,
     },
@@ -54,6 +55,8 @@ type Routes<K, T> = Arc<Mutex<HashMap<K, mpsc::Sender<T>>>>;
 pub(super) struct Conversation {
     out: mpsc::Sender<ToWorker>,
     inbox: mpsc::Receiver<Incoming>,
+    /// What both sides have and nobody else.
+    secret: Secret<[u8; 32]>,
     pool: Pool,
     steps: Routes<TransferId, Step>,
     bulk: Arc<BulkDialer>,
@@ -73,6 +76,7 @@ impl Conversation {
         let carrier = Arc::new(carrier);
         let steps = Routes::default();
         let pool = Pool::default();
+        let secret = proven.bulk_key.clone();
         let bulk = Arc::new(BulkDialer::new(proven.bulk_key, options.clone(), out.clone(), pool.clone(), stop.clone()));
         tokio::spawn(write(control.sender().clone(), outgoing, stop.clone()));
         let probe = Arc::new(Notify::new());
@@ -89,7 +93,7 @@ impl Conversation {
         };
         let reader_stop = stop.clone();
         tokio::spawn(async move { reader_stop.run_until_cancelled(reader.run(control, progress)).await });
-        Conversation { out, inbox, pool, steps, bulk, carrier, probe, _stop: stop.clone().drop_guard(), stop }
+        Conversation { out, inbox, secret, pool, steps, bulk, carrier, probe, _stop: stop.clone().drop_guard(), stop }
     }
 
     /// Sends one message.
@@ -105,6 +109,11 @@ impl Conversation {
     /// There is reason to think that the worker is gone: if it does not answer within 3 s, the link is lost.
     pub(super) fn probe(&self) {
         self.probe.notify_one();
+    }
+
+    /// The session's secret.
+    pub(super) fn secret(&self) -> Secret<[u8; 32]> {
+        self.secret.clone()
     }
 
     /// The route in use.

@@ -1,11 +1,12 @@
-//! The binary frames of a bulk channel: pieces of chunks and of manifests, and what only measures the path.
+//! The binary frames of a bulk channel: pieces of chunks, of manifests and of proofs, and what only measures the path.
 //!
 //! ```text
-//!   byte 0      kind: 1 = piece of a chunk, 2 = piece of the manifest, 4 = probe: thrown away once counted
+//!   byte 0      kind: 1 = piece of a chunk, 2 = piece of the manifest, 4 = probe: thrown away once counted,
+//!               5 = piece of a proof of possession
 //!   bytes 1-3   zero
 //!   bytes 4-7   transfer id, big endian
-//!   bytes 8-11  chunk index (kind 1) or 0 (kinds 2 and 4)
-//!   bytes 12-15 offset of the piece in its chunk or manifest
+//!   bytes 8-11  chunk index (kind 1) or 0
+//!   bytes 12-15 offset of the piece in its chunk, manifest or proof
 //!   bytes 16-   the piece, 1 to 65 520 bytes
 //! ```
 
@@ -25,6 +26,8 @@ pub enum FrameKind {
     Manifest,
     /// To nothing: it measures the path, after a plan was asked for.
     Probe,
+    /// To the proof that the sender has the chunks it was asked about.
+    Proof,
 }
 
 /// The header of a frame.
@@ -45,6 +48,7 @@ impl FrameHeader {
             FrameKind::Chunk(index) => (1, index),
             FrameKind::Manifest => (2, 0),
             FrameKind::Probe => (4, 0),
+            FrameKind::Proof => (5, 0),
         };
         let mut bytes = [0; HEADER];
         bytes[0] = kind;
@@ -69,6 +73,7 @@ impl FrameHeader {
             1 => FrameKind::Chunk(word(8)),
             2 => FrameKind::Manifest,
             4 => FrameKind::Probe,
+            5 => FrameKind::Proof,
             _ => return Err(refused("unknown kind")),
         };
         Ok((FrameHeader { transfer: word(4), kind, offset: word(12) }, piece))

@@ -8,7 +8,7 @@
 //! * a job: `SUBMIT` → `ACCEPTED`; then, if its package is not there yet, a transfer from the client
 //! * a plan, which changes nothing: `SUBMIT` with `plan` → `PLANNING`, if the manifest is wanted → its pieces → `PLAN` → probe frames, if
 //!   there is something to send → `PROBED`
-//! * a transfer, either way: `FILE_META` → `FILE_READY` → manifest pieces, if wanted → `FILE_NEED`… → chunk pieces ⇄ `FILE_ACK`
+//! * a transfer, either way: `FILE_META` → `FILE_READY` → manifest pieces, if wanted → [`FILE_PROVE`… → proof pieces →] `FILE_NEED`… → chunk pieces ⇄ `FILE_ACK`
 //!   → `END_OF_FILE` → `FILE_DONE`; either side may end it with `FILE_REFUSED`
 //! * following: `WATCH` → journal entries on the progress channel, `CAUGHT_UP` at the journal's present end; `JOB_STATE` at changes
 //! * control: `ZMQ_CTRL` → `ZMQ_CTRL_STATE` (received → applied → observed)
@@ -24,6 +24,7 @@ use super::{
     invite::Grant,
     job::{Command, CommandState, JobEvent, JobSpec, JobStatus, JournalEntry},
     manifest::{Hash, ManifestSummary},
+    transfer::Challenge,
 };
 
 /// The protocol's version. Peers with another major number refuse each other and say which version to install.
@@ -136,6 +137,8 @@ protocol! {
         /// A step of a transfer.
         "FILE_READY" => FileReady(FileReady),
         /// A step of a transfer.
+        "FILE_PROVE" => FileProve(FileProve),
+        /// A step of a transfer.
         "FILE_NEED" => FileNeed(FileNeed),
         /// A step of a transfer.
         "FILE_ACK" => FileAck(FileAck),
@@ -194,6 +197,8 @@ protocol! {
         /// A step of a transfer.
         "FILE_READY" => FileReady(FileReady),
         /// A step of a transfer.
+        "FILE_PROVE" => FileProve(FileProve),
+        /// A step of a transfer.
         "FILE_NEED" => FileNeed(FileNeed),
         /// A step of a transfer.
         "FILE_ACK" => FileAck(FileAck),
@@ -245,6 +250,8 @@ pub enum Step {
     Meta(FileMeta),
     /// The receiver is ready.
     Ready(FileReady),
+    /// The receiver wants a proof that the sender has these.
+    Prove(FileProve),
     /// The receiver lacks these.
     Need(FileNeed),
     /// The receiver has these on disk.
@@ -263,6 +270,7 @@ impl Step {
         match self {
             Step::Meta(FileMeta { transfer, .. })
             | Step::Ready(FileReady { transfer, .. })
+            | Step::Prove(FileProve { transfer, .. })
             | Step::Need(FileNeed { transfer, .. })
             | Step::Ack(FileAck { transfer, .. })
             | Step::End(FileEnd { transfer, .. })
@@ -279,6 +287,7 @@ macro_rules! steps {
                 match step {
                     Step::Meta(payload) => $name::FileMeta(payload),
                     Step::Ready(payload) => $name::FileReady(payload),
+                    Step::Prove(payload) => $name::FileProve(payload),
                     Step::Need(payload) => $name::FileNeed(payload),
                     Step::Ack(payload) => $name::FileAck(payload),
                     Step::End(payload) => $name::EndOfFile(payload),
@@ -295,6 +304,7 @@ macro_rules! steps {
                 Ok(match self {
                     $name::FileMeta(payload) => Step::Meta(payload),
                     $name::FileReady(payload) => Step::Ready(payload),
+                    $name::FileProve(payload) => Step::Prove(payload),
                     $name::FileNeed(payload) => Step::Need(payload),
                     $name::FileAck(payload) => Step::Ack(payload),
                     $name::EndOfFile(payload) => Step::End(payload),
@@ -472,6 +482,9 @@ payloads! {
         job: JobId,
         /// What.
         manifest: ManifestSummary,
+        /// Whether the sender answers `FILE_PROVE`.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        can_prove: bool,
     }
     /// The receiver is ready.
     FileReady {
@@ -481,6 +494,20 @@ payloads! {
         manifest_wanted: bool,
         /// How many bytes may be under way unacknowledged.
         window: u64,
+    }
+    /// Which chunks the sender shall prove that it has, before it is told what is needed: pieces of one bitmap, in order. The answer
+    /// is proof frames on a bulk connection.
+    FileProve {
+        /// Which transfer.
+        transfer: TransferId,
+        /// What the proof answers; the same in all pieces.
+        challenge: Challenge,
+        /// The index of the piece's first chunk.
+        first: u32,
+        /// One bit a chunk (least significant first), base64url.
+        bits: String,
+        /// Whether this is the last piece.
+        last: bool,
     }
     /// Which chunks the receiver lacks: pieces of one bitmap, in order.
     FileNeed {

@@ -4,6 +4,7 @@
 //! * [`Sending`]: the sender's side: chunks in order, over as many bulk connections as there are, within a window
 //! * [`Receiving`]: the receiver's side: pieces → verified chunks, and what to ask for again
 //! * [`ManifestAssembly`]: pieces → a verified manifest
+//! * [`Challenge`], [`ProofKey`]: the proof that a sender has a chunk's bytes and not only its hash
 //! * [`Places`]: where each chunk of a manifest lies, by its index
 //!
 //! Both sides are driven: they hold no socket, no file and no clock. What a connection loses is sent again; what is durable
@@ -11,6 +12,7 @@
 
 mod assembly;
 mod chunk_set;
+mod possession;
 mod receiving;
 mod sending;
 
@@ -18,6 +20,7 @@ use std::{ops::Range, sync::Arc};
 
 pub use assembly::{ManifestAssembly, WholeManifest};
 pub use chunk_set::{ChunkSet, ChunkSetAssembly, PIECE_CHUNKS, ranges_of};
+pub use possession::{Challenge, ProofAssembly, ProofKey, TAG, Tag};
 pub use receiving::{Accepted, Receiving, WholeChunk};
 pub use sending::{Next, Sending};
 

@@ -6,6 +6,7 @@
 //! * what its messages mean: [`progress`]; what it prints: [`log`]
 //! * how it ended: [`outcome`]
 //! * how fast a path is, for a plan: [`probe`]
+//! * sizes as people write them: [`size`]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod command;
@@ -16,4 +17,5 @@ pub mod package;
 pub mod probe;
 pub mod progress;
 pub mod script;
+pub mod size;
 pub mod trainer;

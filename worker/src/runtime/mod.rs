@@ -16,6 +16,7 @@
 pub mod agent;
 mod follow;
 pub mod gpu;
+mod holds;
 pub mod jobs;
 pub mod journal;
 pub mod plan;

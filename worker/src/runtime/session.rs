@@ -447,6 +447,7 @@ impl Session {
             store: self.desk.store.clone(),
             jobs: self.desk.jobs.clone(),
             owner: self.owner.clone(),
+            secret: self.bulk_key.clone(),
             pool: self.pool.clone(),
             uploading: self.uploading.clone(),
         };
@@ -467,7 +468,7 @@ impl Session {
                 let manifest = Arc::new(Manifest::decode(&encoded)?);
                 let reader = Arc::new(Source::folder(&folder)?).reader(manifest.clone())?;
                 let places = Arc::new(Places::new(manifest));
-                Ok(Outgoing { transfer, job, summary, encoded: Bytes::from(encoded), places, reader: Box::new(reader) })
+                Ok(Outgoing { transfer, job, summary, encoded: Bytes::from(encoded), places, reader: Box::new(reader), session: None })
             });
             let sending = async {
                 let outgoing =

@@ -75,6 +75,7 @@ impl Transfers {
             encoded: submission.encoded.clone(),
             places: submission.places.clone(),
             reader: Box::new(reader),
+            session: Some(talk.secret()),
         };
         let (progress_tx, progress) = watch::channel(Progress::default());
         self.upload = progress;

@@ -6,7 +6,9 @@
 use std::{collections::HashSet, io, path::PathBuf, sync::Arc};
 
 use super::{
-    PACKAGES, PARTIAL, Store, check_summary, cost, log, names, owner_key,
+    PACKAGES, PARTIAL, Store, check_summary,
+    clean::Decision,
+    cost, log, names, owner_key,
     packages::parse_id,
     slot::{FILES, LOG, read_file, read_manifest, read_summary},
 };
@@ -89,19 +91,22 @@ impl Store {
         stock: &Stock,
         missing: Missing,
     ) -> Result<(u64, Result<(), Failure>), Failure> {
-        let (needed, files) = match stock {
-            Stock::Whole(_) => (0, 0),
-            Stock::Listed(_) => (missing.to_write, 0),
-            Stock::Nothing => (cost(summary), summary.files),
+        let present = match stock {
+            Stock::Whole(_) => summary.bytes,
+            Stock::Listed(_) => summary.bytes.saturating_sub(missing.to_write),
+            Stock::Nothing => 0,
         };
-        let (mut free, fits) = self.outstanding.would_take(&self.root, needed, files);
-        let owner = owner_key(owner);
-        if let Some(quota) = self.quota {
-            let others = self.packages()?.into_iter().filter(|other| (&other.owner, other.summary.id) != (&owner, summary.id));
-            free = free.min(quota.saturating_sub(others.fold(0, |sum, other| sum.saturating_add(cost(&other.summary)))));
-        }
-        let within_quota = if matches!(stock, Stock::Whole(_)) { Ok(()) } else { self.check_quota(&owner, summary) };
-        Ok((free, within_quota.and(fits)))
+        let _gate = self.enter()?;
+        let Decision { going, room } = self.decide_room(&owner_key(owner), summary, present)?;
+        let fits = match (stock, going) {
+            (Stock::Whole(_), _) => Ok(()),
+            (_, Err(failure)) => Err(failure),
+            (Stock::Listed(_), Ok(going)) if going.is_empty() => self.outstanding.would_take(&self.root, missing.to_write, 0),
+            (Stock::Nothing, Ok(going)) if going.is_empty() => self.outstanding.would_take(&self.root, cost(summary), summary.files),
+            // Their going makes room enough on the disk, too.
+            _ => Ok(()),
+        };
+        Ok((room, fits))
     }
 
     /// Takes from `wanted` what the packages in an owner's folder have.

@@ -43,11 +43,14 @@ impl Outstanding {
         Ok(Share(share))
     }
 
-    /// The free bytes of the disk below `root` that nobody counts on, and whether [`Outstanding::take`] would succeed now.
-    pub(super) fn would_take(&self, root: &Root, needed: u64, files: u32) -> (u64, Result<(), Failure>) {
-        let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = free_of(root, &mut shares).map_or(0, |(free, _)| free);
-        (free, check_room(root, &mut shares, needed, files))
+    /// What they still have to write, in bytes.
+    pub(super) fn pending(&self) -> u64 {
+        sum(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether [`Outstanding::take`] would succeed now.
+    pub(super) fn would_take(&self, root: &Root, needed: u64, files: u32) -> Result<(), Failure> {
+        check_room(root, &mut self.0.lock().unwrap_or_else(PoisonError::into_inner), needed, files)
     }
 }
 
@@ -55,7 +58,7 @@ impl Outstanding {
 fn free_of(root: &Root, shares: &mut Vec<Weak<AtomicU64>>) -> Result<(u64, Option<u64>), Failure> {
     let space = root.space().map_err(|error| failed("look at the free space of", root.path().display(), &error))?;
     shares.retain(|share| share.strong_count() > 0);
-    let taken: u64 = shares.iter().filter_map(Weak::upgrade).map(|share| share.load(Ordering::Relaxed)).sum();
+    let taken: u64 = sum(shares);
     let free = space.f_bavail.saturating_mul(space.f_frsize).saturating_sub(taken);
     // Some file systems make inodes as they need them and say 0 of 0.
     Ok((free, (space.f_files > 0).then_some(space.f_favail)))
@@ -78,6 +81,10 @@ fn check_room(root: &Root, shares: &mut Vec<Weak<AtomicU64>>, needed: u64, files
     Ok(())
 }
 
+fn sum(shares: &[Weak<AtomicU64>]) -> u64 {
+    shares.iter().filter_map(Weak::upgrade).map(|share| share.load(Ordering::Relaxed)).sum()
+}
+
 impl Share {
     /// Only so many bytes of it are needed.
     pub(super) fn keep(&self, bytes: u64) {
@@ -92,7 +99,7 @@ impl Share {
 }
 
 /// A number of bytes for people.
-pub(super) fn human(bytes: u64) -> String {
+pub fn human(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["bytes", "kB", "MB", "GB", "TB"];
     let (mut value, mut unit) = (bytes as f64, 0);
     while value >= 999.95 && unit + 1 < UNITS.len() {

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     domain::{
+        error::Code,
         frame::{FrameHeader, FrameKind, MAX_PIECE},
         manifest::{Chunk, Entry, Manifest},
         transfer::{Accepted, ChunkSet, Next, Places, Receiving, Sending, WholeChunk, WholeManifest, ranges_of},
@@ -25,16 +26,16 @@ use crate::{
 };
 
 /// A package on the sender's side.
-struct Package {
+pub(super) struct Package {
     _dir: TempDir,
     source: Arc<Source>,
-    whole: WholeManifest,
-    summary: ManifestSummary,
-    places: Places,
+    pub(super) whole: WholeManifest,
+    pub(super) summary: ManifestSummary,
+    pub(super) places: Places,
 }
 
 impl Package {
-    fn of(files: &[(&str, &[u8])]) -> Package {
+    pub(super) fn of(files: &[(&str, &[u8])]) -> Package {
         let dir = tempfile::tempdir().unwrap();
         write_files(dir.path(), files);
         let source = Arc::new(Source::folder(dir.path()).unwrap());
@@ -45,7 +46,7 @@ impl Package {
         Package { _dir: dir, source, whole: WholeManifest { manifest, encoded }, summary, places }
     }
 
-    fn chunk(&self, index: u32) -> WholeChunk {
+    pub(super) fn chunk(&self, index: u32) -> WholeChunk {
         let place = self.places.get(index).unwrap();
         let mut bytes = Vec::new();
         self.source.reader(self.places.manifest().clone()).unwrap().read(place, &mut bytes).unwrap();
@@ -66,7 +67,7 @@ fn write_files(dir: &Path, files: &[(&str, &[u8])]) {
 }
 
 /// Two files of several chunks, a small one, and an empty one in a folder.
-fn frames(seed: u64) -> Package {
+pub(super) fn frames(seed: u64) -> Package {
     let (a, b) = (noise(seed, 900_000), noise(seed + 1000, 500_000));
     Package::of(&[("frames.slp", &a), ("more/frames.slp", &b), ("config.yaml", b"model: x"), ("more/empty", b"")])
 }
@@ -78,7 +79,7 @@ fn store() -> (TempDir, Store) {
 }
 
 /// Begins, or takes up, a package that is not whole.
-fn partial(begun: Result<Begun, Failure>, package: &Package) -> Arc<Partial> {
+pub(super) fn partial(begun: Result<Begun, Failure>, package: &Package) -> Arc<Partial> {
     match begun.unwrap() {
         Begun::New(announced) => announced.accept(package.whole.clone()).unwrap(),
         Begun::Known(partial) => partial,
@@ -90,7 +91,7 @@ fn finish(partial: &Partial) -> Finished {
     partial.finish(&Default::default()).unwrap()
 }
 
-fn whole(partial: &Partial) -> PackageDir {
+pub(super) fn whole(partial: &Partial) -> PackageDir {
     match finish(partial) {
         Finished::Whole(dir) => dir,
         Finished::Damaged(set) => panic!("damaged: {:?}", set.ranges()),
@@ -102,7 +103,7 @@ fn prepare(partial: &Partial) {
 }
 
 /// Writes what is missing; returns how many bytes that was.
-fn fill(partial: &Partial, package: &Package) -> u64 {
+pub(super) fn fill(partial: &Partial, package: &Package) -> u64 {
     let missing = partial.present().complement();
     for index in missing.iter() {
         partial.write(&package.chunk(index)).unwrap();
@@ -111,7 +112,7 @@ fn fill(partial: &Partial, package: &Package) -> u64 {
     package.places.bytes_of(&missing)
 }
 
-fn check(dir: &Path, package: &Package) {
+pub(super) fn check(dir: &Path, package: &Package) {
     for entry in &package.whole.manifest.entries {
         let path = dir.join(entry.path.as_str());
         assert_eq!(Hash::of(&fs::read(&path).unwrap()), entry.root, "{}", path.display());
@@ -120,7 +121,7 @@ fn check(dir: &Path, package: &Package) {
 }
 
 /// All regular files below a folder.
-fn tree(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn tree(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -343,7 +344,7 @@ fn a_package_that_is_used_is_not_removed() {
     let dir = whole(&arriving);
     drop(arriving);
     let listed = store.packages().unwrap();
-    assert!(listed.len() == 1 && listed[0].whole && store.used().unwrap() >= package.summary.bytes);
+    assert!(listed.len() == 1 && listed[0].whole && store.overview().unwrap().used >= package.summary.bytes);
     assert_eq!(store.remove(&listed[0]).unwrap_err().code, Code::WrongState);
     let again = store.package("ann", &package.summary.id).unwrap().unwrap();
     drop(dir);
@@ -352,7 +353,7 @@ fn a_package_that_is_used_is_not_removed() {
     store.remove(&listed[0]).unwrap();
     store.remove(&listed[0]).unwrap();
     assert!(store.packages().unwrap().is_empty() && store.package("ann", &package.summary.id).unwrap().is_none());
-    assert!(tree(store.root.path()).is_empty());
+    assert_eq!(tree(store.root.path()), [store.root.path().join("lock")]);
 }
 
 #[test]

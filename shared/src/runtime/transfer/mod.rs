@@ -3,6 +3,7 @@
 //! * [`Pool`]: the bulk connections at hand; frames in, routed by transfer; connections come and go at any time
 //! * [`send`]: announce, say which chunks go, one pump a connection, within the receiver's window
 //! * [`send_plan`], [`probe`]: what a client sends that only wants to know
+//! * before anything is sent, a proof that we have what others have sent (`proof`), where the receiver asks for it
 //! * [`receive`]: one blocking thread that verifies, writes, syncs in groups and acknowledges
 //!
 //! What is decided (what to send next, what has arrived, what is missing) is [`crate::domain::transfer`]'s. A transfer ends with
@@ -10,6 +11,9 @@
 
 mod plan;
 mod pool;
+mod proof;
+#[cfg(test)]
+mod proof_tests;
 mod receive;
 mod send;
 #[cfg(test)]

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     StepPort, control_lost,
     pool::{Inbound, Pool},
+    proof::Question,
 };
 use crate::{
     domain::{
@@ -108,6 +109,7 @@ impl Writer {
             Begun::New(announced) => announced.accept(self.manifest()?)?,
         };
         partial.prepare(&mut |_| {}, &self.stop)?;
+        self.take_proofs(&partial)?;
         let mut receiving = Receiving::new(partial.places().clone(), &partial.present());
         self.ask_for(receiving.needed())?;
         self.progress.send_replace(receiving.progress());
@@ -125,6 +127,22 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Takes what others have sent before, where the sender proves that it has it, too.
+    fn take_proofs(&mut self, partial: &Partial) -> Result<(), Failure> {
+        let stop = self.stop.clone();
+        let Some(mut question) = Question::new(&self.meta, partial, &stop)? else { return Ok(()) };
+        question.steps().try_for_each(|step| self.tell(step))?;
+        while !question.is_answered() {
+            match self.next(None) {
+                Input::Inbound(Inbound::Frame { frame, .. }) => question.absorb(&frame)?,
+                Input::Inbound(Inbound::Lost(_)) | Input::Due => {}
+                Input::Failed(failure) => return Err(failure),
+                Input::End(_) => return Err(Failure::new(Code::InvalidRequest, "the sender ended before its proof was whole")),
+            }
+        }
+        Ok(())
     }
 
     /// The package is here already: nothing is asked for.
@@ -153,6 +171,10 @@ impl Writer {
             match self.next(unsynced.due()) {
                 Input::Inbound(Inbound::Frame { connection, frame }) => {
                     let (header, piece) = FrameHeader::decode(&frame)?;
+                    if header.kind == FrameKind::Proof {
+                        // Sent again because its connection was lost; it had arrived.
+                        continue;
+                    }
                     match receiving.accept_piece(connection, header, piece)? {
                         Accepted::More => {}
                         Accepted::Whole(chunk) => {

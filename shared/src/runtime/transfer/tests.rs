@@ -32,10 +32,10 @@ fn loopback() -> PeerOptions {
 }
 
 /// What the relay does to a message on its way.
-type Tamper = fn(ToPeer) -> ToPeer;
+pub(super) type Tamper = fn(ToPeer) -> ToPeer;
 
 /// The room of these tests: one worker that answers, one client that dials.
-struct Room {
+pub(super) struct Room {
     invite: Invite,
     client: PeerId,
     signal: SignalSender,
@@ -45,7 +45,7 @@ struct Room {
 }
 
 impl Room {
-    fn new(tamper: Tamper) -> Room {
+    pub(super) fn new(tamper: Tamper) -> Room {
         let room: RoomId = "room".parse().unwrap();
         let (worker, client): (PeerId, PeerId) = ("worker".parse().unwrap(), "client".parse().unwrap());
         let secret = Secret::new([5; 32]);
@@ -184,7 +184,7 @@ fn package() -> (Vec<u8>, Manifest) {
     (bytes, manifest)
 }
 
-struct Memory(Vec<u8>);
+struct Memory(Arc<Vec<u8>>);
 
 impl ReadChunk for Memory {
     fn read(&mut self, place: ChunkPlace, buffer: &mut Vec<u8>) -> Result<(), Failure> {
@@ -193,9 +193,13 @@ impl ReadChunk for Memory {
         buffer.extend_from_slice(&self.0[start..start + place.chunk.len as usize]);
         Ok(())
     }
+
+    fn fork(&self) -> Result<Box<dyn ReadChunk>, Failure> {
+        Ok(Box::new(Memory(self.0.clone())))
+    }
 }
 
-fn step_ports() -> (StepPort, StepPort) {
+pub(super) fn step_ports() -> (StepPort, StepPort) {
     let (a_tx, a_rx) = mpsc::channel(64);
     let (b_tx, b_rx) = mpsc::channel(64);
     (StepPort { tx: a_tx, rx: b_rx }, StepPort { tx: b_tx, rx: a_rx })
@@ -206,7 +210,15 @@ fn outgoing() -> Outgoing {
     let encoded = manifest.encode();
     let summary = manifest.summary(&encoded);
     let places = Arc::new(Places::new(Arc::new(manifest)));
-    Outgoing { transfer: 1, job: "j".parse().unwrap(), summary, encoded: Bytes::from(encoded), places, reader: Box::new(Memory(bytes)) }
+    Outgoing {
+        transfer: 1,
+        job: "j".parse().unwrap(),
+        summary,
+        encoded: Bytes::from(encoded),
+        places,
+        reader: Box::new(Memory(Arc::new(bytes))),
+        session: None,
+    }
 }
 
 /// Transfers the package from a client's pool into a worker's store; how many bytes had to travel.
@@ -230,7 +242,7 @@ async fn transfer(from: &Pool, to: &Pool, store: &Store) -> Result<u64, Failure>
     Ok(needed_bytes)
 }
 
-async fn pools(room: &mut Room, connections: u32) -> (Pool, Pool, Link, Link) {
+pub(super) async fn pools(room: &mut Room, connections: u32) -> (Pool, Pool, Link, Link) {
     let (client, worker) = room.connect().await;
     let (from, to) = (Pool::default(), Pool::default());
     for number in 1..=connections {
