@@ -9,7 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0    done; for train and watch: the job completed, was stopped, or goes on without us
+  0    done; for train and watch: the job completed, was stopped, or goes on without us; for train --plan: it would be taken
   1    internal error
   2    wrong usage: an option, the configuration file, or a request that makes no sense
   3    a file or package cannot be read or used
@@ -37,6 +37,7 @@ const TRAIN_EXAMPLES: &str = "\
 Examples:
   webrtc-client train fly.training_job.zip
   webrtc-client train unpacked-folder/ --config centroid.yaml --output models
+  webrtc-client train fly.training_job.zip --plan     # what would be sent, how long it takes, who is before us
   webrtc-client train fly.pkg.slp --config centroid.yaml --config centered_instance.yaml
 
 The same command run again continues: whatever the worker has already is not sent again, and a job that runs or has ended is taken up
@@ -211,6 +212,12 @@ pub struct TrainArgs {
     /// Train once more, although the worker has done this very job
     #[arg(long)]
     pub again: bool,
+    /// Only say what would happen: bytes to send, path and expected time, free space, queue; nothing is changed at the worker
+    ///
+    /// The path is measured with at most 8 MiB for at most one second. The exit code is the one that the submission would be refused with,
+    /// 0 where it would be taken.
+    #[arg(long)]
+    pub plan: bool,
     /// Leave as soon as the worker has the package
     #[arg(long)]
     pub detach: bool,

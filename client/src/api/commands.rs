@@ -93,8 +93,12 @@ async fn train(global: &Global, args: TrainArgs, interrupts: &mut Signal) -> Res
             Answer::Worker(worker) => remote.worker = Some(worker),
         }
     }
+    let plan = args.plan;
     let request = train_request(args, package);
     let output = start_output(global, options);
+    if plan {
+        return drive(output, interrupts, |events, _| remote::plan(&remote, request, events)).await;
+    }
     drive(output, interrupts, |events, commands| remote::train(&remote, request, events, commands)).await
 }
 

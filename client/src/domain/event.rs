@@ -11,6 +11,8 @@ use shared::domain::{
     route::Route,
 };
 
+use super::plan::Plan;
+
 /// One thing that happened, in the order in which it happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -51,23 +53,8 @@ pub enum Event {
         /// Until the next try, in milliseconds.
         retry_in_ms: u64,
     },
-    /// What an upload will be.
-    Plan {
-        /// The job.
-        job: JobId,
-        /// Whether the worker knows the job already.
-        known: bool,
-        /// Files of the package.
-        files: u32,
-        /// Bytes of the package.
-        bytes: u64,
-        /// Bytes of it that the worker has already.
-        already_there: u64,
-        /// Bytes to send.
-        to_send: u64,
-        /// The worker's free disk space in bytes.
-        disk_free: u64,
-    },
+    /// What an upload will be; the answer to `train --plan`.
+    Plan(Box<Plan>),
     /// How far the upload is.
     Uploading {
         /// Bytes that are verified and on the worker's disk, of those to send.

@@ -4,6 +4,7 @@
 //! * [`view`]: events → what people see of them, as lines; [`text`], [`format`] and [`rate`] are its parts
 //! * [`checkpoints`]: which checkpoint of a running job to ask for, and when
 //! * [`growth`]: how many bulk connections a transfer should have
+//! * [`plan`]: what a submission will be, or would be
 //! * [`order`]: what a user wants, and how that ends
 //! * [`submission`]: what a package is and what is wrong with one
 //! * [`select`]: which worker of a room; [`job_choice`]: which job of a worker
@@ -15,6 +16,7 @@ pub mod format;
 pub mod growth;
 pub mod job_choice;
 pub mod order;
+pub mod plan;
 pub mod rate;
 pub mod select;
 pub mod submission;

@@ -158,7 +158,7 @@ fn is_in(version: &Path, results: &Manifest, superseded: bool) -> bool {
     let has = |entry: &Entry| {
         let configuration = [".yaml", ".yml", ".json", ".toml"].iter().any(|end| entry.path.as_str().ends_with(end));
         let theirs = results.entries.iter().find(|other| other.path == entry.path);
-        theirs.is_some_and(|other| superseded || configuration || other.root == entry.root)
+        theirs.is_some_and(|other| superseded || configuration || other.chunks == entry.chunks)
     };
     manifest.entries.iter().all(has)
 }

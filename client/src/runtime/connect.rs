@@ -29,8 +29,11 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::known_workers::{self, KnownWorkers, Trust};
-use crate::domain::{event::Event, order::Remote, select};
+use super::{
+    known_speeds::KnownSpeeds,
+    known_workers::{self, KnownWorkers, Trust},
+};
+use crate::domain::{event::Event, order::Remote, plan::Speed, select};
 
 /// How long an absent worker is waited for before the first success.
 const FIRST_PATIENCE: Duration = Duration::from_secs(20);
@@ -44,6 +47,7 @@ pub(super) struct Connector {
     me: PeerId,
     wanted: Option<String>,
     known: KnownWorkers,
+    speeds: KnownSpeeds,
     signal: Option<Signal>,
     backoff: Backoff,
     attempt: u32,
@@ -71,7 +75,8 @@ impl Connector {
         };
         let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
         let (wanted, known) = (remote.worker.clone(), KnownWorkers::new(&remote.config_dir));
-        Ok(Connector { invite, api, identity, options, me, wanted, known, signal: None, backoff, attempt: 0, ever: false })
+        let speeds = KnownSpeeds::new(&remote.config_dir);
+        Ok(Connector { invite, api, identity, options, me, wanted, known, speeds, signal: None, backoff, attempt: 0, ever: false })
     }
 
     /// Remembers the worker's key under its name and room, or finds that it has changed. `true`: in another room a worker of this name
@@ -80,6 +85,16 @@ impl Connector {
         let (room, key) = (&self.invite.room, &self.invite.worker_key);
         let trust = self.known.verify(&known_workers::in_room(name, room), key)?;
         Ok(trust == Trust::New && self.known.differs_elsewhere(name, key)?)
+    }
+
+    /// How fast the last package went to the worker.
+    pub(super) fn known_speed(&self) -> Option<Speed> {
+        self.speeds.of(&self.invite.worker_key)
+    }
+
+    /// Remembers how fast a package went to the worker.
+    pub(super) fn remember_speed(&self, bytes: u64, took: Duration) {
+        self.speeds.remember(&self.invite.worker_key, bytes, took);
     }
 
     /// The workers that are in the room now, as they describe themselves.

@@ -12,6 +12,7 @@ use std::{
 use shared::{
     domain::{
         error::{Code, Failure},
+        id::Secret,
         message::{BulkCandidate, BulkSdp, Bye, Ping, Progress, Step, ToClient, ToWorker, TransferId},
         route::Route,
     },
@@ -66,6 +67,8 @@ struct RoundTrip {
 pub(super) struct Conversation {
     out: mpsc::Sender<ToWorker>,
     inbox: mpsc::Receiver<Incoming>,
+    /// What both sides have and nobody else.
+    secret: Secret<[u8; 32]>,
     pool: Pool,
     steps: Routes<TransferId, Step>,
     bulk: Arc<BulkDialer>,
@@ -89,6 +92,7 @@ impl Conversation {
         let steps = Routes::default();
         let pool = Pool::default();
         let options = PeerOptions { path_mtu, ..options.clone() };
+        let secret = proven.bulk_key.clone();
         let bulk = Arc::new(BulkDialer::new(proven.bulk_key, options, out.clone(), pool.clone(), stop.clone()));
         tokio::spawn(write(control.sender().clone(), outgoing, stop.clone()));
         let (probe, ping) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -112,6 +116,7 @@ impl Conversation {
         Conversation {
             out,
             inbox,
+            secret,
             pool,
             steps,
             bulk,
@@ -148,6 +153,11 @@ impl Conversation {
     /// How long the worker took to answer the last sign of life; `None`: it has answered none yet.
     pub(super) fn round_trip(&self) -> Option<Duration> {
         self.round_trip.borrow().map(|round_trip| round_trip.last)
+    }
+
+    /// The session's secret.
+    pub(super) fn secret(&self) -> Secret<[u8; 32]> {
+        self.secret.clone()
     }
 
     /// The route in use.

@@ -11,6 +11,7 @@
 
 mod ask;
 mod checkpoints;
+mod plan;
 mod transfers;
 
 use std::{sync::Arc, time::Duration};
@@ -27,6 +28,7 @@ use shared::{
             Accepted, Control, ControlState, Hello, JobList, JobRef, PROTOCOL, Progress as JournalProgress, Req, Submit, ToClient,
             ToWorker, Watch, Welcome,
         },
+        route::Route,
         transfer::Places,
     },
     runtime::{files::Source, seal},
@@ -87,6 +89,8 @@ pub(super) enum Until {
     Applied,
     /// The jobs have been listed.
     Listed,
+    /// It is known what a submission would do.
+    Planned,
 }
 
 /// One command of the user, over any number of links.
@@ -134,6 +138,10 @@ pub(super) struct Known {
     saved: bool,
     /// The worker's free disk space when it was last asked, in bytes.
     disk_free: u64,
+    /// How many other jobs the worker had, running or waiting, when the job was submitted.
+    jobs: u32,
+    /// The route when the last link was made.
+    route: Option<Route>,
 }
 
 impl Drive {
@@ -248,8 +256,12 @@ impl Drive {
         }
         let route = talk.route().await;
         let elapsed_ms = self.began.elapsed().as_millis() as u64;
+        self.known.route = route.clone();
         self.tell(Event::Connected { worker: worker.clone(), grant, route, resumed, elapsed_ms }).await;
         self.known.disk_free = worker.disk_free;
+        if self.known.job.is_none() {
+            self.known.jobs = worker.jobs;
+        }
         if self.connector.remember(&worker.name)? {
             let message = format!(
                 "a worker named '{}' had another key in another room: right if it was set up anew or another machine has that name",
@@ -266,6 +278,9 @@ impl Drive {
 
     /// Submits the job, or finds the one that is meant.
     async fn begin(&mut self, talk: &mut Conversation) -> Result<Option<End>, Failure> {
+        if self.until == Until::Planned {
+            return self.plan(talk).await.map(Some);
+        }
         if self.submission.is_some() {
             return self.submit(talk).await.map(|()| None);
         }
@@ -283,7 +298,8 @@ impl Drive {
         Ok(None)
     }
 
-    async fn submit(&mut self, talk: &mut Conversation) -> Result<(), Failure> {
+    /// With `--again`: the first attempt that the worker does not know.
+    async fn next_attempt(&mut self, talk: &mut Conversation) -> Result<(), Failure> {
         if self.submission.as_ref().is_some_and(|submission| submission.again) {
             let known = list(talk).await?.jobs;
             if let Some(submission) = &mut self.submission {
@@ -293,6 +309,11 @@ impl Drive {
                 submission.again = false;
             }
         }
+        Ok(())
+    }
+
+    async fn submit(&mut self, talk: &mut Conversation) -> Result<(), Failure> {
+        self.next_attempt(talk).await?;
         let submission = self.submission.as_ref().expect("asked above");
         let (spec, manifest) = (submission.spec.clone(), submission.summary);
         talk.tell(ToWorker::Submit(Submit { req: SUBMIT, spec, manifest, plan: false })).await?;
@@ -305,22 +326,14 @@ impl Drive {
         if status.state != JobState::Uploading {
             self.known.uploaded = true;
         }
-        if self.known.job.is_none() {
-            let already_there = if self.known.uploaded { manifest.bytes } else { 0 };
-            if self.known.uploaded {
-                self.tell(Event::Plan {
-                    job: status.job.clone(),
-                    known,
-                    files: manifest.files,
-                    bytes: manifest.bytes,
-                    already_there,
-                    to_send: 0,
-                    disk_free: self.known.disk_free,
-                })
-                .await;
-            }
+        let first = self.known.job.replace(status.job.clone()).is_none();
+        if first {
+            // What the worker counted as it greeted us has this job in it, if it had it then.
+            self.known.jobs -= u32::from(known && !matches!(status.state, JobState::Ended { .. })).min(self.known.jobs);
         }
-        self.known.job = Some(status.job.clone());
+        if first && self.known.uploaded {
+            self.tell_plan(known, manifest.bytes, 0).await;
+        }
         self.note(status).await;
         Ok(())
     }
@@ -458,7 +471,7 @@ impl Drive {
     async fn end_reached(&mut self) -> Option<End> {
         let job = self.known.job.clone()?;
         match self.until {
-            Until::Listed => None,
+            Until::Listed | Until::Planned => None,
             Until::Applied => self.pending.is_empty().then_some(End::Done),
             Until::Fetched => self.known.saved.then_some(End::Done),
             Until::Uploaded => {

@@ -47,6 +47,18 @@ pub async fn train(
     drive.run().await
 }
 
+/// Says what submitting a package would do; changes nothing at the worker.
+///
+/// # Errors
+/// As [`train`]; what the worker would refuse the package with.
+pub async fn plan(remote: &Remote, request: TrainRequest, events: mpsc::Sender<Event>) -> Result<End, Failure> {
+    let TrainRequest { package, again, .. } = request;
+    let submission = prepare(package, again, remote.config_dir.join("scans"), &events).await?;
+    let mut drive = Drive::new(remote, Until::Planned, events)?;
+    drive.submission = Some(submission);
+    drive.run().await
+}
+
 /// Follows a job to its end, from journal entry `from` (1 is the first); with a folder its checkpoints and results are fetched, too.
 ///
 /// # Errors

@@ -121,6 +121,12 @@ impl Lab {
         self.start_client("ben", "watch-invite", args)
     }
 
+    /// A client of somebody with a key of his own, who may submit, too; his models come to a folder of his own.
+    pub(crate) fn train_as(&self, person: &str, package: &Path) -> Program {
+        let models = self.path(&format!("{person}-models"));
+        self.start_client(person, "invite", &["train", package.to_str().unwrap(), "--output", models.to_str().unwrap()])
+    }
+
     /// A client that submits this package; its models come to [`Lab::models`].
     pub(crate) fn train(&self, package: &Path, more: &[&str]) -> Program {
         let models = self.models();

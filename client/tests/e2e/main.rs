@@ -2,7 +2,7 @@
 //!
 //! * `lab`: a server, a worker and clients with folders of their own; `program`: one of them, its events and its end
 //! * `package`: what is submitted; `cable`: two network namespaces and the link between them
-//! * the tests: `trainings`, `checkpoints`, `uploads`, `commands`, `queue`, `leaving`, `path`
+//! * the tests: `trainings`, `checkpoints`, `uploads`, `commands`, `queue`, `leaving`, `path`, `plan`
 //!
 //! Trainers are Python: `WEBRTC_TEST_PYTHON` names an interpreter with test_files/requirements.txt, otherwise it is `.venv`'s.
 
@@ -13,6 +13,7 @@ mod lab;
 mod leaving;
 mod package;
 mod path;
+mod plan;
 mod program;
 mod queue;
 mod trainings;

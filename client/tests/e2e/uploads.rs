@@ -83,3 +83,20 @@ fn a_killed_server_does_not_disturb_an_upload() {
     assert!(client.all("disconnected").is_empty());
     assert_eq!(client.whole_journal(), late.whole_journal());
 }
+
+#[test]
+fn what_another_user_has_sent_is_proved_and_not_sent_again() {
+    let lab = Lab::new();
+    let (_server, _worker) = lab.open();
+    let package = lab.package("annas", &Steady { ballast: 8 << 20, ..Steady::default() });
+    assert_eq!(lab.train(&package, &[]).exit_code(), 0);
+    let own = lab.path("carls");
+    std::fs::create_dir(&own).unwrap();
+    for name in ["steady.yaml", "ballast.bin"] {
+        std::fs::copy(package.join(name), own.join(name)).unwrap();
+    }
+    std::fs::write(own.join("flies.pkg.slp"), "labels of his own").unwrap();
+    let mut carl = lab.train_as("carl", &own);
+    let plan = carl.wait_for("plan");
+    assert_eq!((plan["to_send"].as_u64(), carl.exit_code()), (Some(17), 0), "{plan}");
+}

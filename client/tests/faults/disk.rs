@@ -69,6 +69,32 @@ fn a_package_that_does_not_fit_is_refused_before_its_first_byte() {
 }
 
 #[test]
+fn a_plan_says_that_a_package_does_not_fit() {
+    let stack = small_disk("2m");
+    let package = big_package(&stack, 4 << 20);
+    let args = ["train", &package, "--config", "centroid.yaml", "--plan"];
+    let said = Program::start(&mut stack.client(&args)).end();
+    said.refuses(8, &["not enough disk space", "are needed", "are free", "free some space"]);
+    let plan = event(&said, "plan");
+    assert_eq!((&plan["refused"]["code"], &plan["to_send"]), (&"NO_SPACE".into(), &plan["bytes"]));
+    assert!(plan["disk_free"].as_u64() < plan["bytes"].as_u64() && plan.get("speed").is_none(), "{plan}");
+    assert!(
+        !holds(&inside(&stack).join("store/partial"), "manifest") && fs::read_dir(inside(&stack).join("jobs")).unwrap().next().is_none()
+    );
+}
+
+#[test]
+fn a_plan_says_that_the_quota_is_used_up() {
+    let mut plan = Plan::new(Trainer::Odd("floods"));
+    plan.worker = vec!["--quota".into(), "1000000".into()];
+    let stack = plan.start();
+    let package = big_package(&stack, 4 << 20);
+    let said = Program::start(&mut stack.client(&["train", &package, "--config", "centroid.yaml", "--plan"])).end();
+    said.refuses(8, &["does not fit into the worker's store"]);
+    assert!(event(&said, "plan")["disk_free"].as_u64() <= Some(1_000_000), "{}", event(&said, "plan"));
+}
+
+#[test]
 fn a_disk_that_fills_in_the_middle_ends_the_upload_and_the_next_run_continues_it() {
     let stack = small_disk("128m");
     let package = big_package(&stack, 96 << 20);

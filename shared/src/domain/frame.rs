@@ -1,12 +1,12 @@
-//! The binary frames of a bulk channel: pieces of chunks and of manifests.
+//! The binary frames of a bulk channel: pieces of chunks, of manifests and of proofs, and what only measures the path.
 //!
 //! ```text
 //!   byte 0      kind: 1 = piece of a chunk, 2 = piece of the manifest, 3 = piece of a compressed chunk (Zstandard, RFC 8878),
-//!               4 = probe, to be dropped
+//!               4 = probe: thrown away, once counted where a plan was asked for, 5 = piece of a proof of possession
 //!   bytes 1-3   length of the compressed chunk (kind 3), big endian; else zero
 //!   bytes 4-7   transfer id, big endian
-//!   bytes 8-11  chunk index (kinds 1 and 3) or 0 (kind 2)
-//!   bytes 12-15 offset of the piece in its chunk, compressed chunk or manifest
+//!   bytes 8-11  chunk index (kinds 1 and 3) or 0
+//!   bytes 12-15 offset of the piece in its chunk, compressed chunk, manifest or proof
 //!   bytes 16-   the piece, 1 to 65 520 bytes
 //! ```
 
@@ -33,6 +33,8 @@ pub enum FrameKind {
     },
     /// To nothing: it measures the path.
     Probe,
+    /// To the proof that the sender has the chunks it was asked about.
+    Proof,
 }
 
 /// The header of a frame.
@@ -54,6 +56,7 @@ impl FrameHeader {
             FrameKind::Manifest => (2, 0, 0),
             FrameKind::Compressed { index, len } => (3, index, len),
             FrameKind::Probe => (4, 0, 0),
+            FrameKind::Proof => (5, 0, 0),
         };
         let mut bytes = [0; HEADER];
         bytes[..4].copy_from_slice(&len.to_be_bytes());
@@ -80,6 +83,7 @@ impl FrameHeader {
             2 => FrameKind::Manifest,
             3 => FrameKind::Compressed { index: word(8), len: word(0) & 0x00ff_ffff },
             4 => FrameKind::Probe,
+            5 => FrameKind::Proof,
             _ => return Err(refused("unknown kind")),
         };
         Ok((FrameHeader { transfer: word(4), kind, offset: word(12) }, piece))
@@ -98,6 +102,9 @@ mod tests {
         assert_eq!(bytes, [1, 0, 0, 0, 0, 0, 0, 7, 0, 0, 1, 2, 0, 0, 0xff, 0xf0]);
         let frame = [&bytes[..], b"data"].concat();
         assert_eq!(FrameHeader::decode(&frame).unwrap(), (header, &b"data"[..]));
+        let probe = FrameHeader { transfer: 0, kind: FrameKind::Probe, offset: 0 };
+        assert_eq!(probe.encode()[0], 4);
+        assert_eq!(FrameHeader::decode(&[&probe.encode()[..], b"x"].concat()).unwrap().0, probe);
     }
 
     #[test]

@@ -6,7 +6,9 @@
 //!
 //! * first on a control channel: `HELLO` → `WELCOME` (or `REFUSED`)
 //! * a job: `SUBMIT` → `ACCEPTED`; then, if its package is not there yet, a transfer from the client
-//! * a transfer, either way: `FILE_META` → `FILE_READY` → manifest pieces, if wanted → `FILE_NEED`… → chunk pieces ⇄ `FILE_ACK`
+//! * a plan, which changes nothing: `SUBMIT` with `plan` → `PLANNING`, if the manifest is wanted → its pieces → `PLAN` → probe frames, if
+//!   there is something to send → `PROBED`
+//! * a transfer, either way: `FILE_META` → `FILE_READY` → manifest pieces, if wanted → [`FILE_PROVE`… → proof pieces →] `FILE_NEED`… → chunk pieces ⇄ `FILE_ACK`
 //!   → `END_OF_FILE` → `FILE_DONE`; either side may end it with `FILE_REFUSED`
 //! * following: `WATCH` → journal entries on the progress channel, `CAUGHT_UP` at the journal's present end; `JOB_STATE` at changes
 //! * control: `ZMQ_CTRL` → `ZMQ_CTRL_STATE` (received → applied → observed)
@@ -23,6 +25,7 @@ use super::{
     invite::Grant,
     job::{Checkpoint, Command, CommandState, JobEvent, JobSpec, JobStatus, JournalEntry},
     manifest::{Hash, ManifestSummary},
+    transfer::Challenge,
 };
 
 /// The protocol's version. Peers with another major number refuse each other and say which version to install.
@@ -34,6 +37,8 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 pub type Req = u64;
 /// A transfer of a session; chosen by the side that sends the file: the client takes numbers below 2³¹, the worker the others.
 pub type TransferId = u32;
+/// The number under which the frames of a plan travel: the manifest, and what measures the path.
+pub const PLAN_TRANSFER: TransferId = 0;
 
 /// One GPU of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +140,8 @@ protocol! {
         /// A step of a transfer.
         "FILE_READY" => FileReady(FileReady),
         /// A step of a transfer.
+        "FILE_PROVE" => FileProve(FileProve),
+        /// A step of a transfer.
         "FILE_NEED" => FileNeed(FileNeed),
         /// A step of a transfer.
         "FILE_ACK" => FileAck(FileAck),
@@ -166,6 +173,12 @@ protocol! {
         "REFUSED" => Refused(Refused),
         /// The answer to `SUBMIT`.
         "ACCEPTED" => Accepted(Accepted),
+        /// To answer a `SUBMIT` with `plan`, the worker needs the manifest's bytes.
+        "PLANNING" => Planning(Request),
+        /// The answer to a `SUBMIT` with `plan`.
+        "PLAN" => Plan(Box<Plan>),
+        /// How the probe frames arrived that followed a plan.
+        "PROBED" => Probed(Probed),
         /// The answer to `JOBS`.
         "JOB_LIST" => JobList(JobList),
         /// A watched or submitted job has changed.
@@ -188,6 +201,8 @@ protocol! {
         "FILE_META" => FileMeta(FileMeta),
         /// A step of a transfer.
         "FILE_READY" => FileReady(FileReady),
+        /// A step of a transfer.
+        "FILE_PROVE" => FileProve(FileProve),
         /// A step of a transfer.
         "FILE_NEED" => FileNeed(FileNeed),
         /// A step of a transfer.
@@ -240,6 +255,8 @@ pub enum Step {
     Meta(FileMeta),
     /// The receiver is ready.
     Ready(FileReady),
+    /// The receiver wants a proof that the sender has these.
+    Prove(FileProve),
     /// The receiver lacks these.
     Need(FileNeed),
     /// The receiver has these on disk.
@@ -258,6 +275,7 @@ impl Step {
         match self {
             Step::Meta(FileMeta { transfer, .. })
             | Step::Ready(FileReady { transfer, .. })
+            | Step::Prove(FileProve { transfer, .. })
             | Step::Need(FileNeed { transfer, .. })
             | Step::Ack(FileAck { transfer, .. })
             | Step::End(FileEnd { transfer, .. })
@@ -274,6 +292,7 @@ macro_rules! steps {
                 match step {
                     Step::Meta(payload) => $name::FileMeta(payload),
                     Step::Ready(payload) => $name::FileReady(payload),
+                    Step::Prove(payload) => $name::FileProve(payload),
                     Step::Need(payload) => $name::FileNeed(payload),
                     Step::Ack(payload) => $name::FileAck(payload),
                     Step::End(payload) => $name::EndOfFile(payload),
@@ -290,6 +309,7 @@ macro_rules! steps {
                 Ok(match self {
                     $name::FileMeta(payload) => Step::Meta(payload),
                     $name::FileReady(payload) => Step::Ready(payload),
+                    $name::FileProve(payload) => Step::Prove(payload),
                     $name::FileNeed(payload) => Step::Need(payload),
                     $name::FileAck(payload) => Step::Ack(payload),
                     $name::EndOfFile(payload) => Step::End(payload),
@@ -365,6 +385,40 @@ payloads! {
         status: JobStatus,
         /// Whether the job was there before.
         known: bool,
+    }
+    /// What a submission would do. Nothing was changed to find out.
+    Plan {
+        /// Which request.
+        req: Req,
+        /// The job that it would be.
+        job: JobId,
+        /// That job, where the worker has it already.
+        known: Option<JobStatus>,
+        /// Bytes that the worker lacks and the client would send.
+        to_send: u64,
+        /// Bytes that the worker has room for: on its disk, and in what its packages may take there.
+        free: u64,
+        /// Jobs that would run before it.
+        ahead: u32,
+        /// The names of the jobs that run now; a few.
+        running: Vec<String>,
+        /// The worker's present facts.
+        worker: WorkerInfo,
+        /// What a person should know before submitting, each a sentence.
+        notices: Vec<String>,
+        /// Why the submission would be refused, where it would.
+        refused: Option<Failure>,
+        /// Bytes of probe frames that the worker will take now.
+        probe: u64,
+    }
+    /// How probe frames arrived: once the path is in swing, by the receiver's clock.
+    Probed {
+        /// Which request.
+        req: Req,
+        /// So many bytes …
+        bytes: u64,
+        /// … in so many microseconds; 0: too few arrived to tell.
+        micros: u64,
     }
     /// A job, as the subject of a request.
     JobRef {
@@ -453,6 +507,9 @@ payloads! {
         job: JobId,
         /// What.
         manifest: ManifestSummary,
+        /// Whether the sender answers `FILE_PROVE`.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        can_prove: bool,
     }
     /// The receiver is ready.
     FileReady {
@@ -465,6 +522,20 @@ payloads! {
         /// Whether chunks may come compressed (Zstandard).
         #[serde(default)]
         zstd: bool,
+    }
+    /// Which chunks the sender shall prove that it has, before it is told what is needed: pieces of one bitmap, in order. The answer
+    /// is proof frames on a bulk connection.
+    FileProve {
+        /// Which transfer.
+        transfer: TransferId,
+        /// What the proof answers; the same in all pieces.
+        challenge: Challenge,
+        /// The index of the piece's first chunk.
+        first: u32,
+        /// One bit a chunk (least significant first), base64url.
+        bits: String,
+        /// Whether this is the last piece.
+        last: bool,
     }
     /// Which chunks the receiver lacks: pieces of one bitmap, in order.
     FileNeed {

@@ -6,6 +6,7 @@
 //! * [`Receiving`]: the receiver's side: pieces → verified chunks, and what to ask for again
 //! * [`ManifestAssembly`]: pieces → a verified manifest
 //! * [`Windows`]: how many bytes each bulk connection may have under way
+//! * [`Challenge`], [`ProofKey`]: the proof that a sender has a chunk's bytes and not only its hash
 //! * [`Places`]: where each chunk of a manifest lies, by its index
 //!
 //! Both sides are driven: they hold no socket, no file and no clock. What a connection loses is sent again; what is durable
@@ -14,6 +15,7 @@
 mod assembly;
 mod chunk_set;
 mod compression;
+mod possession;
 mod receiving;
 mod sending;
 mod window;
@@ -23,6 +25,7 @@ use std::{ops::Range, sync::Arc};
 pub use assembly::{ManifestAssembly, WholeManifest};
 pub use chunk_set::{ChunkSet, ChunkSetAssembly, PIECE_CHUNKS, ranges_of};
 pub use compression::Compression;
+pub use possession::{Challenge, ProofAssembly, ProofKey, TAG, Tag};
 pub use receiving::{Accepted, Receiving, WholeChunk};
 pub use sending::{Next, Sending};
 pub use window::Windows;

@@ -33,6 +33,8 @@ use crate::domain::{
 
 /// How long a connection may take from offer to open channel.
 const ESTABLISH: Duration = Duration::from_secs(30);
+/// A number that no transfer has.
+const NO_TRANSFER: u32 = u32::MAX;
 /// How long a probe of the path's packet length may take.
 const PROBE: Duration = Duration::from_millis(1500);
 /// The receive windows of bulk connections: the first one's and every further one's, in bytes. With 32 of them, what a receiver can be
@@ -501,7 +503,7 @@ async fn prove_bulk(
 
 /// Sees whether the path really carries packets of this length: a router on the way may not, and say nothing.
 async fn probe(channel: &Channel, mtu: u32) -> Result<(), Failure> {
-    let header = FrameHeader { transfer: 0, kind: FrameKind::Probe, offset: 0 };
+    let header = FrameHeader { transfer: NO_TRANSFER, kind: FrameKind::Probe, offset: 0 };
     let mut frame = BytesMut::zeroed(2 * mtu as usize);
     frame[..HEADER].copy_from_slice(&header.encode());
     channel.sender().opened().await?;

@@ -19,8 +19,9 @@ use shared::{
 };
 use tokio::sync::mpsc;
 
+use super::store::{self, StoreArgs};
 use crate::{
-    domain::trainer::TrainerSettings,
+    domain::{size::Size, trainer::TrainerSettings},
     runtime::{
         agent::{self, AgentConfig, AgentEvent},
         room::write_private,
@@ -41,6 +42,8 @@ const AFTER_HELP: &str = "\
 Examples:
   webrtc-worker --server http://signaling.lab.example:8001
   webrtc-worker --server http://127.0.0.1:8001 --data-dir /data/worker --invite-file invite.txt
+  webrtc-worker store --data-dir /data/worker            # which packages there are, and who uses them
+  webrtc-worker store prune --older-than 7               # removes what nobody used for a week
 
 A worker that is stopped or killed and started again with the same --data-dir is in the same room, and its invites stay valid;
 trainings go on meanwhile.
@@ -50,16 +53,18 @@ Exit codes: 0 ended on request · 1 internal error · 2 wrong usage or configura
 
 /// The command line.
 #[derive(Debug, Parser)]
-#[command(name = "webrtc-worker", version, about = "Runs training jobs for invited clients", long_about = LONG_ABOUT, after_long_help = AFTER_HELP)]
+#[command(name = "webrtc-worker", version, about = "Runs training jobs for invited clients", long_about = LONG_ABOUT, after_long_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     #[command(subcommand)]
-    command: Option<Hidden>,
+    command: Option<Subcommands>,
     #[command(flatten)]
     run: RunArgs,
 }
 
 #[derive(Debug, Subcommand)]
-enum Hidden {
+enum Subcommands {
+    /// Shows the packages that the worker keeps, and removes those that nobody uses; also while it runs
+    Store(StoreArgs),
     /// Runs one job; started by the worker itself.
     #[command(hide = true)]
     RunJob {
@@ -91,9 +96,12 @@ struct RunArgs {
     /// Jobs to run at the same time [default: 1]
     #[arg(long, value_name = "N")]
     parallel: Option<usize>,
-    /// Bytes that packages may take on disk [default: what is free]
-    #[arg(long, value_name = "BYTES")]
-    quota: Option<u64>,
+    /// What packages may take on disk, such as 200GB; then the longest unused make room [default: four fifths of what is free]
+    #[arg(long, value_name = "SIZE")]
+    quota: Option<Size>,
+    /// Has every client send everything itself; otherwise what another has sent need not be sent by one who proves to have it, too
+    #[arg(long)]
+    no_sharing: bool,
     /// Days that jobs, results and packages stay which nobody uses; fetched results stay one day [default: 14]
     #[arg(long, value_name = "DAYS")]
     keep_days: Option<u32>,
@@ -145,14 +153,15 @@ fn parse_ice_servers(text: &str) -> Result<IceServers, String> {
 /// The `[worker]` section of the configuration file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Section {
+pub(super) struct Section {
     server: Option<String>,
-    data_dir: Option<PathBuf>,
+    pub(super) data_dir: Option<PathBuf>,
     name: Option<String>,
     room_file: Option<PathBuf>,
     room_ttl: Option<u64>,
     parallel: Option<usize>,
-    quota: Option<u64>,
+    pub(super) quota: Option<Size>,
+    sharing: Option<bool>,
     keep_days: Option<u32>,
     ice_servers: Option<Vec<IceServer>>,
     relay_only: Option<bool>,
@@ -168,10 +177,12 @@ struct Section {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Some(Hidden::RunJob { job }) = cli.command {
-        return run_job(&job);
-    }
-    match run(cli.run) {
+    let result = match cli.command {
+        Some(Subcommands::RunJob { job }) => return run_job(&job),
+        Some(Subcommands::Store(args)) => store::run(args),
+        None => run(cli.run),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("error: {failure}");
@@ -222,10 +233,7 @@ fn configure(args: RunArgs) -> Result<AgentConfig, Failure> {
         )
     })?;
     let exe = std::env::current_exe().map_err(|error| Failure::new(Code::Internal, format!("this program cannot find itself: {error}")))?;
-    let data_dir = match args.data_dir.or(section.data_dir) {
-        Some(dir) => dir,
-        None => config::data_dir("worker")?,
-    };
+    let data_dir = data_dir(args.data_dir.or(section.data_dir))?;
     Ok(AgentConfig {
         server,
         room_file: args.room_file.or(section.room_file).unwrap_or_else(|| data_dir.join("room.json")),
@@ -236,7 +244,8 @@ fn configure(args: RunArgs) -> Result<AgentConfig, Failure> {
         bind: if args.bind.is_empty() { section.bind } else { args.bind },
         relay_only: args.relay_only || section.relay_only.unwrap_or(false),
         parallel: args.parallel.or(section.parallel).unwrap_or(1),
-        quota: args.quota.or(section.quota),
+        quota: args.quota.or(section.quota).map(|size| size.0),
+        sharing: !args.no_sharing && section.sharing.unwrap_or(true),
         keep: u64::from(args.keep_days.or(section.keep_days).unwrap_or(14)) * 24 * 3600,
         trainers: TrainerSettings {
             sleap_nn: section.sleap_nn.unwrap_or(defaults.sleap_nn),
@@ -248,6 +257,11 @@ fn configure(args: RunArgs) -> Result<AgentConfig, Failure> {
         },
         exe,
     })
+}
+
+/// The data directory: the one that was named, or the user's.
+pub(super) fn data_dir(named: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    named.map_or_else(|| config::data_dir("worker"), Ok)
 }
 
 fn host_name() -> String {
@@ -284,7 +298,7 @@ fn print_room(invite: &str, watch: &str, room: &str, token: &str, expires_at: u6
     ));
 }
 
-fn print_line(line: &str) {
+pub(super) fn print_line(line: &str) {
     let mut out = std::io::stdout().lock();
     // A closed pipe is no reason to end: clients do not come through it.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());

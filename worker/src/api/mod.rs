@@ -1,3 +1,4 @@
 //! What people touch: the command line, and what the worker prints.
 
 pub mod cli;
+mod store;

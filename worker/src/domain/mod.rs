@@ -6,6 +6,8 @@
 //! * what its messages mean: [`progress`]; what it prints: [`log`]
 //! * when its best model is copied to be sent while it goes on: [`checkpoint`]
 //! * how it ended: [`outcome`]
+//! * how fast a path is, for a plan: [`probe`]
+//! * sizes as people write them: [`size`]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod checkpoint;
@@ -14,6 +16,8 @@ pub mod config;
 pub mod log;
 pub mod outcome;
 pub mod package;
+pub mod probe;
 pub mod progress;
 pub mod script;
+pub mod size;
 pub mod trainer;

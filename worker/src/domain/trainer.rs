@@ -14,7 +14,11 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
-use shared::domain::error::{Code, Failure};
+use shared::domain::{
+    error::{Code, Failure},
+    job::JobSpec,
+    path::RelPath,
+};
 
 /// Which program trains.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +158,16 @@ impl TrainerSettings {
             .ok_or_else(|| Failure::new(Code::BadPackage, format!("the trainer {name:?} is no longer configured on this worker")))
     }
 
+    /// The program that this trainer is started by.
+    pub fn program(&self, trainer: &Trainer) -> Option<&str> {
+        let words = match trainer {
+            Trainer::SleapNn => &self.sleap_nn,
+            Trainer::SleapTrain => &self.sleap_train,
+            Trainer::Custom(name) => &self.trainers.get(name)?.command,
+        };
+        words.first().map(String::as_str)
+    }
+
     /// The files that a successful run of this trainer leaves in its folder.
     pub fn results(&self, trainer: &Trainer) -> Vec<String> {
         let names: &[&str] = match trainer {
@@ -192,6 +206,31 @@ impl TrainerSettings {
     }
 }
 
+/// The trainer that a package of these files would surely get, as far as names tell; `None`: its content decides.
+pub fn likely<'a>(files: impl Iterator<Item = &'a RelPath>, spec: &JobSpec, settings: &TrainerSettings) -> Option<Trainer> {
+    if let Some(name) = &spec.trainer {
+        return settings.find(name).ok();
+    }
+    let is = |path: &RelPath, kinds: &[&str]| path.file_name().rsplit_once('.').is_some_and(|(_, kind)| kinds.contains(&kind));
+    let (mut yaml, mut json) = (false, false);
+    let mut look = |path: &RelPath| {
+        yaml |= is(path, &["yaml", "yml"]);
+        json |= is(path, &["json"]);
+    };
+    if spec.configs.is_empty() {
+        files.for_each(&mut look);
+    } else {
+        spec.configs.iter().for_each(&mut look);
+    }
+    match (yaml, json) {
+        // A trainer of the operator's may take what the built-in adapters leave.
+        _ if spec.configs.is_empty() && !settings.trainers.is_empty() => None,
+        (true, false) => Some(Trainer::SleapNn),
+        (false, true) => Some(Trainer::SleapTrain),
+        _ => None,
+    }
+}
+
 /// Whether a file name matches a pattern of `*` (any characters) and `?` (one character).
 pub fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
@@ -222,6 +261,25 @@ pub fn matches(pattern: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_tell_the_trainer_or_nothing() {
+        let likely = |files: &[&str], configs: &[&str], trainer: Option<&str>, settings: &TrainerSettings| {
+            let paths = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<RelPath>>();
+            let spec = JobSpec { name: "x".into(), trainer: trainer.map(str::to_owned), configs: paths(configs), labels: None, attempt: 0 };
+            super::likely(paths(files).iter(), &spec, settings)
+        };
+        let plain = TrainerSettings::default();
+        assert_eq!(likely(&["a/centroid.yaml", "a/x.pkg.slp"], &[], None, &plain), Some(Trainer::SleapNn));
+        assert_eq!(likely(&["profile.json", "x.slp"], &[], None, &plain), Some(Trainer::SleapTrain));
+        assert_eq!(likely(&["profile.json", "jobs.yaml"], &[], None, &plain), None);
+        assert_eq!(likely(&["profile.json", "jobs.yaml"], &["profile.json"], None, &plain), Some(Trainer::SleapTrain));
+        assert_eq!(likely(&["centroid.yaml"], &[], Some("sleap-train"), &plain), Some(Trainer::SleapTrain));
+        let custom = CustomTrainer { command: vec!["t".into()], configs: "*.yaml".into(), results: vec![], env: vec![] };
+        let more = TrainerSettings { trainers: [("mine".to_owned(), custom)].into(), ..plain };
+        assert_eq!(likely(&["centroid.yaml"], &[], None, &more), None);
+        assert_eq!(more.program(&Trainer::Custom("mine".into())), Some("t"));
+    }
 
     #[test]
     fn patterns_match_file_names() {

@@ -43,6 +43,7 @@ use super::{
     room::{self, Room},
     session::{Desk, serve},
     upload::Uploads,
+    workspace::Workspace,
 };
 use crate::domain::trainer::TrainerSettings;
 
@@ -77,8 +78,10 @@ pub struct AgentConfig {
     pub relay_only: bool,
     /// Jobs at the same time.
     pub parallel: usize,
-    /// Bytes that packages may take on disk.
+    /// Bytes that packages may take on disk; absent: four fifths of what is free.
     pub quota: Option<u64>,
+    /// Whether chunks that one client has sent serve another who proves that it has them, too.
+    pub sharing: bool,
     /// How long jobs, results and packages that nobody has fetched or used stay, in seconds.
     pub keep: u64,
     /// Trainers.
@@ -118,10 +121,12 @@ pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown
     let stop = shutdown.token.clone();
     let api = Arc::new(Api::new(&config.server)?);
     let identity = Arc::new(Identity::load_or_create(&config.data_dir.join("identity.json"))?);
-    let store = Arc::new(Store::open(&config.data_dir.join("store"), config.quota)?);
+    let store = Store::open(&config.data_dir.join("store"), config.quota)?
+        .with_holds(Arc::new(Workspace::open(&config.data_dir)?))
+        .with_sharing(config.sharing);
     let jobs = Jobs::open(&config.data_dir, config.trainers.clone(), config.exe.clone(), config.parallel, stop.clone()).await?;
     let facts = Arc::new(Facts::new(&config, &identity, jobs.clone()));
-    let desk = Desk::new(jobs.clone(), store, facts.clone(), stop.clone());
+    let desk = Desk::new(jobs.clone(), Arc::new(store), facts.clone(), stop.clone());
     let mut bind = config.bind.clone();
     if bind.is_empty() {
         bind.push(SocketAddr::from(([0, 0, 0, 0], 0)));

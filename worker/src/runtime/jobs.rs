@@ -5,6 +5,7 @@
 //! * a journal has one writer at a time: the agent before and after its runner, the runner in between
 //! * at start, runners that are alive are taken up again, and jobs whose runner is gone are ended with the reason
 
+mod outlook;
 mod table;
 
 use std::{
@@ -26,6 +27,7 @@ use shared::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::outlook::Outlook;
 use self::table::{Job, RunnerEnd, Table};
 use super::{
     checkpoint, journal, now_ms,
@@ -110,7 +112,7 @@ impl Jobs {
             return Ok((self.status(&id)?, true));
         }
         if table.jobs.values().filter(|job| !job.is_over()).count() >= MAX_ACTIVE {
-            return Err(Failure::new(Code::RateLimited, format!("the worker has {MAX_ACTIVE} jobs waiting already; try again later")));
+            return Err(outlook::too_many());
         }
         let record = JobRecord {
             job: id.clone(),
@@ -524,5 +526,26 @@ mod tests {
         assert_eq!(needed, HashSet::from([Hash([3; 32]), Hash([4; 32])]));
         let left: Vec<String> = jobs.list(10).into_iter().map(|status| status.job.to_string()).collect();
         assert_eq!(left, ["job3", "job4"]);
+    }
+
+    #[tokio::test]
+    async fn an_outlook_says_place_and_refusal_and_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let workspace = Workspace::open(folder.path()).unwrap();
+        for order in 1..=MAX_ACTIVE as u64 {
+            record(&workspace, order, JobState::Uploading, None, None);
+        }
+        record(&workspace, 200, JobState::Ended { outcome: Outcome::Completed }, Some(1), None);
+        let settings = TrainerSettings::default();
+        let jobs = Jobs::open(folder.path(), settings, "no-runner-is-started".into(), 1, CancellationToken::new()).await.unwrap();
+        let spec = JobSpec { name: "new".into(), trainer: None, configs: vec![], labels: None, attempt: 0 };
+        let package = ManifestSummary { id: Hash([250; 32]), encoded_len: 1, files: 1, chunks: 1, bytes: 1 };
+        let outlook = jobs.outlook(&spec, &package).unwrap();
+        assert_eq!((outlook.ahead, outlook.known), (0, None), "who uploads does not run before");
+        assert_eq!(outlook.refused.unwrap(), jobs.submit(spec.clone(), package, "anna").unwrap_err());
+        assert_eq!(outlook.job, spec.job_id(&package.id));
+        assert!(!workspace.job(&outlook.job).root().exists());
+        let strange = JobSpec { trainer: Some("strange".into()), ..spec };
+        assert_eq!(jobs.outlook(&strange, &package).unwrap_err().code, Code::BadPackage);
     }
 }

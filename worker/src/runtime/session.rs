@@ -21,7 +21,7 @@ use shared::{
         manifest::Manifest,
         message::{
             Accepted, BulkCandidate, BulkSdp, Bye, CheckpointWish, Control, ControlState, FileMeta, FileRefused, Hello, JobList, JobRef,
-            PROTOCOL, Refused, Req, Step, Submit, ToClient, ToWorker, TransferId, Watch, Welcome, WorkerInfo,
+            PLAN_TRANSFER, PROTOCOL, Refused, Req, Step, Submit, ToClient, ToWorker, TransferId, Watch, Welcome, WorkerInfo,
         },
         transfer::{Places, Progress},
     },
@@ -34,7 +34,7 @@ use shared::{
     },
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -43,6 +43,7 @@ use super::{
     checkpoint,
     follow::{follow, report_command},
     jobs::Jobs,
+    plan::Planning,
     upload::{Upload, Uploads},
 };
 
@@ -107,6 +108,7 @@ pub async fn serve(desk: Desk, link: Link, peer: PeerId, options: PeerOptions) {
         followed: HashSet::new(),
         noticed: HashSet::new(),
         uploading: Arc::default(),
+        planning: Arc::new(Semaphore::new(1)),
         next_transfer: FIRST_TRANSFER,
         checkpoint: None,
         id: None,
@@ -154,6 +156,7 @@ struct Session {
     followed: HashSet<JobId>,
     noticed: HashSet<JobId>,
     uploading: Arc<Mutex<HashSet<JobId>>>,
+    planning: Arc<Semaphore>,
     next_transfer: TransferId,
     /// The transfer of a checkpoint that may be under way.
     checkpoint: Option<TransferId>,
@@ -245,6 +248,11 @@ impl Session {
             Err(message) => message,
         };
         match message {
+            ToWorker::Submit(submit) if submit.plan => {
+                let req = submit.req;
+                let done = self.plan(submit).map(|()| None);
+                self.answer(req, done).await
+            }
             ToWorker::Submit(submit) => {
                 let req = submit.req;
                 let done = self.submit(submit);
@@ -335,6 +343,23 @@ impl Session {
         Ok(Some(ToClient::Accepted(Accepted { req, status, known })))
     }
 
+    /// Says what a submission would do, in a task of its own.
+    fn plan(&self, submit: Submit) -> Result<(), Failure> {
+        self.may_submit()?;
+        let busy = |_| Failure::new(Code::RateLimited, "a plan is being made over this connection already; ask again when it has come");
+        let planning = Planning {
+            turn: self.planning.clone().try_acquire_owned().map_err(busy)?,
+            jobs: self.desk.jobs.clone(),
+            store: self.desk.store.clone(),
+            owner: self.owner.clone(),
+            info: self.desk.info.clone(),
+            inbound: self.pool.route(PLAN_TRANSFER),
+            out: self.out.clone(),
+        };
+        self.spawn(planning.run(submit));
+        Ok(())
+    }
+
     /// Tells the client every change of a job's state from now on.
     fn notice_changes(&mut self, job: &JobId) -> Result<(), Failure> {
         if self.noticed.contains(job) {
@@ -413,7 +438,7 @@ impl Session {
             }
             Ok(())
         });
-        if transfer >= FIRST_TRANSFER {
+        if transfer == PLAN_TRANSFER || transfer >= FIRST_TRANSFER {
             return Err(Failure::new(Code::InvalidRequest, "it used a transfer number of ours"));
         }
         if let Err(failure) = awaited {
@@ -432,6 +457,7 @@ impl Session {
             store: self.desk.store.clone(),
             jobs: self.desk.jobs.clone(),
             owner: self.owner.clone(),
+            secret: self.bulk_key.clone(),
             pool: self.pool.clone(),
             uploading: self.uploading.clone(),
         };
@@ -451,7 +477,7 @@ impl Session {
                 let manifest = Arc::new(Manifest::decode(&encoded)?);
                 let reader = Arc::new(Source::folder(&folder)?).reader(manifest.clone())?;
                 let places = Arc::new(Places::new(manifest));
-                Ok(Outgoing { transfer, job, summary, encoded: Bytes::from(encoded), places, reader: Box::new(reader) })
+                Ok(Outgoing { transfer, job, summary, encoded: Bytes::from(encoded), places, reader: Box::new(reader), session: None })
             });
             let sending = async {
                 let outgoing =

@@ -12,7 +12,7 @@ use std::{
 use shared::{
     domain::{
         error::{Code, Failure},
-        id::JobId,
+        id::{JobId, Secret},
         manifest::Hash,
         message::{FileMeta, FileRefused, Step},
         transfer::Progress,
@@ -77,6 +77,8 @@ pub(super) struct Upload {
     pub(super) jobs: Jobs,
     /// Whose package it is.
     pub(super) owner: String,
+    /// The session's secret.
+    pub(super) secret: Secret<[u8; 32]>,
     pub(super) pool: Pool,
     /// The unfinished uploads of its session.
     pub(super) uploading: Arc<Mutex<HashSet<JobId>>>,
@@ -99,9 +101,9 @@ impl Upload {
     }
 
     async fn receive(&self, meta: FileMeta, steps: StepPort) -> Result<(), Failure> {
-        let (store, owner, summary, transfer, job) =
-            (self.store.clone(), self.owner.clone(), meta.manifest, meta.transfer, meta.job.clone());
-        let begun = tokio::task::spawn_blocking(move || store.begin(&owner, &summary)).await;
+        let (store, owner, secret) = (self.store.clone(), self.owner.clone(), self.secret.clone());
+        let (summary, transfer, job) = (meta.manifest, meta.transfer, meta.job.clone());
+        let begun = tokio::task::spawn_blocking(move || store.begin_proving(&owner, &summary, secret)).await;
         let begun = match begun.map_err(|error| Failure::new(Code::Internal, format!("beginning a package ended unexpectedly: {error}")))? {
             Ok(begun) => begun,
             Err(failure) => {

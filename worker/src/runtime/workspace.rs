@@ -235,10 +235,7 @@ impl JobDir {
     /// # Errors
     /// [`Code::BadFile`]; [`Code::BadPackage`] where a name cannot be a package's.
     pub fn package_files(&self) -> Result<Vec<PackageFile>, Failure> {
-        let mut files = Vec::new();
-        walk(&self.package(), "", &mut files)?;
-        files.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(files)
+        files_of(&self.package())
     }
 
     /// A small file of the package.
@@ -265,8 +262,7 @@ impl JobDir {
     /// # Errors
     /// [`Code::BadPackage`] with what is wrong; [`Code::BadFile`].
     pub fn plan(&self, spec: &JobSpec, settings: &TrainerSettings) -> Result<Plan, Failure> {
-        let files = self.package_files()?;
-        package::plan(&files, &mut |path| self.package_file(path, MAX_CONFIG), spec, settings)
+        plan_of(&self.package(), spec, settings)
     }
 
     /// Makes the trainer's folders, and links to the package's files in its working directory.
@@ -293,6 +289,22 @@ impl JobDir {
         }
         Ok(())
     }
+}
+
+/// What a package asks for whose files are in this folder.
+///
+/// # Errors
+/// [`Code::BadPackage`], or [`Code::BadFile`] where it cannot be read.
+pub fn plan_of(folder: &Path, spec: &JobSpec, settings: &TrainerSettings) -> Result<Plan, Failure> {
+    let files = files_of(folder)?;
+    package::plan(&files, &mut |path| read_bounded(&folder.join(path.as_str()), MAX_CONFIG), spec, settings)
+}
+
+fn files_of(folder: &Path) -> Result<Vec<PackageFile>, Failure> {
+    let mut files = Vec::new();
+    walk(folder, "", &mut files)?;
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
 }
 
 fn walk(folder: &Path, prefix: &str, files: &mut Vec<PackageFile>) -> Result<(), Failure> {

@@ -8,6 +8,7 @@
 //! Every text becomes a [`Line`] or a [`Live`], and is escaped by that.
 
 mod line;
+mod plan;
 mod tables;
 mod training;
 
@@ -26,7 +27,7 @@ use shared::domain::{
 
 pub use self::line::{Line, Live, Tone};
 use self::training::Training;
-use super::{event::Event, format, rate::Rate, select};
+use super::{event::Event, format, plan::Plan, rate::Rate, select};
 
 /// Names under which a checkpoint is code to whoever loads it without care.
 const CHECKPOINTS: [&str; 6] = [".ckpt", ".pt", ".pth", ".pkl", ".h5", ".keras"];
@@ -137,7 +138,7 @@ impl View {
                 self.connected(worker, *grant, route.as_ref(), *resumed, *elapsed_ms)
             }
             Event::Disconnected { reason, retry_in_ms } => self.disconnected(reason, *retry_in_ms),
-            Event::Plan { .. } => self.plan(event),
+            Event::Plan(plan) => self.plan(plan),
             Event::Uploading { done, total, .. } => {
                 self.advance(Stage::Uploading);
                 self.transferring(now, "uploading", *done, *total)
@@ -293,11 +294,7 @@ impl View {
     fn connected(&mut self, worker: &WorkerInfo, grant: Grant, route: Option<&Route>, resumed: bool, elapsed_ms: u64) -> Vec<Line> {
         self.connecting = None;
         self.failed_tries = 0;
-        let route = match route {
-            Some(route) if route.rtt > 0.0 => format!(", {}, round trip {:.0} ms", route.kind, (route.rtt * 1000.0).max(1.0)),
-            Some(route) => format!(", {}", route.kind),
-            None => String::new(),
-        };
+        let route = route.map(|route| format!(", {}", plan::path(route))).unwrap_or_default();
         let again = if resumed { ", session resumed" } else { "" };
         let watch = if grant == Grant::Watch { ", watching only" } else { "" };
         let gpus = select::gpus(&worker.gpus);
@@ -316,23 +313,14 @@ impl View {
         vec![Line::warning(format!("no connection: {reason}; next try in {}{tries}{reassure}", format::millis(retry_in_ms)))]
     }
 
-    fn plan(&mut self, event: &Event) -> Vec<Line> {
-        let Event::Plan { job, known, files, bytes, already_there, to_send, disk_free } = event else { return vec![] };
-        self.job = Some(job.clone());
+    fn plan(&mut self, plan: &Plan) -> Vec<Line> {
         self.transfer = None;
-        self.advance(Stage::Uploading);
-        let what = format!("{}, {}", format::count((*files).into(), "file"), format::bytes(*bytes));
-        let known = if *known { " (the worker knows this job: going on with it)" } else { "" };
-        let send = match (*to_send, *already_there) {
-            (0, _) => "the worker has all of it".to_owned(),
-            (to_send, 0) => format!("{} to send", format::bytes(to_send)),
-            (to_send, there) => format!("the worker has {} of it, {} to send", format::bytes(there), format::bytes(to_send)),
-        };
-        let mut lines = vec![Line::plain(format!("job {}{known}: {what}; {send}", format::short(job)))];
-        if to_send > disk_free {
-            lines.push(Line::warning(format!("the worker has only {} of free disk space", format::bytes(*disk_free))));
+        if let Some(outlook) = plan.outlook.as_ref().filter(|_| plan.only) {
+            return self.answer(plan::table(plan, outlook));
         }
-        lines
+        self.job = Some(plan.job.clone());
+        self.advance(Stage::Uploading);
+        plan::begins(plan)
     }
 
     fn job_state(&mut self, status: &JobStatus) -> Vec<Line> {

@@ -122,6 +122,96 @@ fn an_upload_says_route_plan_rate_and_end() {
 }
 
 #[test]
+fn an_upload_to_a_worker_met_before_says_when_it_will_be_there() {
+    let mut shown = Shown::new();
+    shown
+        .see([event(json!({"type": "plan", "known": false, "files": 1, "bytes": 480_000_000, "already_there": 0, "to_send": 480_000_000,
+        "disk_free": 1_000_000, "speed": {"bytes_per_second": 12_000_000, "basis": "last_transfer"}, "expected_ms": 40_000, "ahead": 2}))]);
+    assert_eq!(
+        shown.lines,
+        [
+            "job 1a2b3c4d: 1 file, 480 MB; 480 MB to send, about 40 s at 12.0 MB/s (as the last time); 2 jobs before it",
+            "the worker has only 1.00 MB of free disk space",
+        ]
+    );
+    shown.lines.clear();
+    shown.see([event(
+        json!({"type": "plan", "known": false, "files": 1, "bytes": 480_000_000, "already_there": 479_000_000, "to_send": 1_000_000,
+        "disk_free": 2_000_000, "speed": {"bytes_per_second": 12_000_000, "basis": "last_transfer"}, "expected_ms": 83, "ahead": 0}),
+    )]);
+    assert_eq!(shown.lines, ["job 1a2b3c4d: 1 file, 480 MB; the worker has 479 MB of it, 1.00 MB to send"]);
+}
+
+/// The answer to `--plan`, with these changes.
+fn answered(changes: serde_json::Value) -> Event {
+    let mut plan = json!({"type": "plan", "only": true, "name": "fly.zip", "known": false, "files": 4, "bytes": 600_000_000,
+        "already_there": 120_000_000, "to_send": 480_000_000, "disk_free": 5_000_000_000u64, "expected_ms": 40_000, "ahead": 1,
+        "speed": {"bytes_per_second": 12_000_000, "basis": "probe"}, "status": null, "worker": worker(), "running": ["bees.zip"],
+        "route": {"kind": "direct_through_nat", "local": "x", "remote": "y", "rtt": 0.0123}, "notices": [], "refused": null});
+    plan.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    event(plan)
+}
+
+#[test]
+fn a_plan_is_a_table_and_leaves_nothing_to_come_back_to() {
+    let mut shown = Shown::new();
+    shown.see(upload().into_iter().take(2)).see([answered(json!({}))]);
+    assert_eq!(shown.lines.len(), 1, "the table is for stdout: {:?}", shown.lines);
+    assert_eq!(
+        shown.summary(),
+        [
+            "package  fly.zip, 4 files, 600 MB",
+            "job      1a2b3c4d, new to the worker",
+            "worker   lab, no GPU",
+            "path     direct, through NAT, round trip 12 ms",
+            "there    120 MB",
+            "to send  480 MB, about 40 s at 12.0 MB/s",
+            "space    5.00 GB free",
+            "queue    1 job before it; running now: bees.zip",
+            "verdict  the worker would take it",
+        ]
+    );
+    assert_eq!((shown.view.stage(), shown.live()), (Stage::Preparing, vec![]));
+}
+
+#[test]
+fn a_plan_of_a_job_that_is_there_says_what_train_would_do() {
+    let status = |state: &str| {
+        let mut status =
+            json!({"job": JOB, "name": "fly.zip", "state": state, "last_seq": 0, "submitted_at": 0, "message": "", "results": null});
+        if state == "ended" {
+            status["outcome"] = "completed".into();
+        }
+        status
+    };
+    for (state, job, queue, verdict) in [
+        ("running", "running already", "it runs already", "train would follow it"),
+        ("uploading", "begun before, its upload is not complete", "next in line", "the worker would go on with it"),
+        ("ended", "completed already", "it has run already", "--again trains once more"),
+    ] {
+        let mut shown = Shown::new();
+        let changes = json!({"known": true, "status": status(state), "to_send": 0, "already_there": 600_000_000, "ahead": 0, "running": [],
+            "speed": null, "expected_ms": null});
+        let summary = shown.see([answered(changes)]).summary();
+        assert_eq!(summary[1], format!("job      1a2b3c4d, {job}"));
+        assert_eq!((&summary[5][..], &summary[7][9..]), ("to send  nothing", queue));
+        assert!(summary[8].ends_with(verdict), "{summary:?}");
+    }
+}
+
+#[test]
+fn a_plan_that_would_be_refused_says_so() {
+    let mut shown = Shown::new();
+    let changes = json!({"refused": {"code": "NO_SPACE", "message": "m"}, "disk_free": 7000, "speed": null, "expected_ms": null,
+        "notices": ["sleap-nn\u{1b}[2J is not to be found"]});
+    let summary = shown.see([answered(changes)]).summary();
+    assert_eq!(summary[5], "to send  480 MB");
+    assert_eq!(summary[6], "space    7.00 kB free, too little for it");
+    assert!(summary[8].starts_with("note     sleap-nn") && !summary[8].contains('\u{1b}'), "{summary:?}");
+    assert_eq!(summary[9], "verdict  the worker would refuse it");
+}
+
+#[test]
 fn training_is_one_live_line_and_a_line_an_epoch() {
     let mut shown = Shown::new();
     let events = training();

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::runtime::conversation::{Conversation, Incoming};
 
 /// How long the worker may take to answer a request.
-const ANSWER: Duration = Duration::from_secs(30);
+pub(super) const ANSWER: Duration = Duration::from_secs(30);
 const LIST: Req = 1;
 
 /// The worker's jobs.
@@ -26,7 +26,16 @@ pub(super) async fn list(talk: &mut Conversation) -> Result<JobList, Failure> {
 }
 
 /// Waits for one answer; what else comes before it is of no use yet.
-pub(super) async fn answer<T>(talk: &mut Conversation, mut take: impl FnMut(ToClient) -> Option<Result<T, Failure>>) -> Result<T, Failure> {
+pub(super) async fn answer<T>(talk: &mut Conversation, take: impl FnMut(ToClient) -> Option<Result<T, Failure>>) -> Result<T, Failure> {
+    answer_within(talk, ANSWER, take).await
+}
+
+/// As [`answer`], with another patience.
+pub(super) async fn answer_within<T>(
+    talk: &mut Conversation,
+    patience: Duration,
+    mut take: impl FnMut(ToClient) -> Option<Result<T, Failure>>,
+) -> Result<T, Failure> {
     let waiting = async {
         loop {
             match talk.next().await {
@@ -40,5 +49,5 @@ pub(super) async fn answer<T>(talk: &mut Conversation, mut take: impl FnMut(ToCl
             }
         }
     };
-    timeout(ANSWER, waiting).await.unwrap_or_else(|_| Err(Failure::new(Code::NoConnection, "the worker does not answer")))
+    timeout(patience, waiting).await.unwrap_or_else(|_| Err(Failure::new(Code::NoConnection, "the worker does not answer")))
 }

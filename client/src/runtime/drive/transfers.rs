@@ -88,6 +88,7 @@ impl Transfers {
             encoded: submission.encoded.clone(),
             places: submission.places.clone(),
             reader: Box::new(reader),
+            session: Some(talk.secret()),
         };
         let (progress_tx, progress) = watch::channel(Progress::default());
         self.upload = progress;
@@ -173,6 +174,7 @@ impl Drive {
                 let began = transfers.uploading.take().unwrap_or_else(Instant::now);
                 let Progress { needed_bytes: bytes, sent_bytes, .. } = *transfers.upload.borrow();
                 let elapsed_ms = began.elapsed().as_millis() as u64;
+                self.connector.remember_speed(bytes, began.elapsed());
                 self.tell(Event::Uploaded { bytes, sent: self.known.sent + sent_bytes, elapsed_ms }).await;
             }
             Moved::Down(saved) => {
@@ -205,18 +207,8 @@ impl Drive {
         let progress = *transfers.upload.borrow();
         if !transfers.planned {
             transfers.planned = true;
-            if let (Some(job), Some(submission)) = (&self.known.job, &self.submission) {
-                let plan = Event::Plan {
-                    job: job.clone(),
-                    known: false,
-                    files: submission.summary.files,
-                    bytes: progress.total_bytes,
-                    already_there: progress.total_bytes - progress.needed_bytes,
-                    to_send: progress.needed_bytes,
-                    disk_free: self.known.disk_free,
-                };
-                self.tell(plan).await;
-            }
+            let there = progress.total_bytes - progress.needed_bytes;
+            self.tell_plan(false, there, progress.needed_bytes).await;
         }
         let round_trip_ms = talk.round_trip().map(|time| time.as_millis() as u64);
         let sent = self.known.sent + progress.sent_bytes;

@@ -112,7 +112,7 @@ impl Receiving {
         let (index, compressed) = match header.kind {
             FrameKind::Chunk(index) => (index, None),
             FrameKind::Compressed { index, len } => (index, Some(len)),
-            FrameKind::Manifest | FrameKind::Probe => return Err(refused("it belongs to the list of files, or to nothing")),
+            FrameKind::Manifest | FrameKind::Probe | FrameKind::Proof => return Err(refused("it belongs to no chunk")),
         };
         let mut assembly = match self.assemblies.remove(&connection) {
             Some(assembly) if assembly.index == index && compressed.unwrap_or(assembly.place.chunk.len) == assembly.len => assembly,

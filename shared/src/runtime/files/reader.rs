@@ -37,6 +37,11 @@ impl ChunkReader {
         Ok(ChunkReader { source, manifest, open: None })
     }
 
+    /// Another reader of the same.
+    pub fn fork(&self) -> ChunkReader {
+        ChunkReader { source: self.source.clone(), manifest: self.manifest.clone(), open: None }
+    }
+
     /// The manifest whose chunks it reads.
     pub fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{
+    clean::Counted,
     folder::check_goal,
     partial::Partial,
     slot::{FILES, SUMMARY, Slot, read_manifest, read_summary},
@@ -39,6 +40,18 @@ pub enum Begun {
 pub struct Announced {
     slot: Slot,
     share: Share,
+    /// Against the store's limit, until its summary is there to be counted.
+    counted: Option<Counted>,
+}
+
+impl Begun {
+    /// Counts against the store's limit as long as no list shows it.
+    pub(super) fn counted(self, counted: Counted) -> Begun {
+        match self {
+            Begun::New(announced) => Begun::New(Announced { counted: Some(counted), ..announced }),
+            other => other,
+        }
+    }
 }
 
 impl Announced {
@@ -49,7 +62,7 @@ impl Announced {
                 .map(|partial| Begun::Known(Arc::new(partial)));
         }
         match outstanding.take(space, cost, slot.summary.files) {
-            Ok(share) => Ok(Begun::New(Announced { slot, share })),
+            Ok(share) => Ok(Begun::New(Announced { slot, share, counted: None })),
             Err(failure) => {
                 slot.give_up();
                 Err(failure)
@@ -68,6 +81,7 @@ impl Announced {
         }
         check_goal(&self.slot.goal, &whole.manifest)?;
         self.slot.prepare(&whole)?;
+        drop(self.counted);
         Partial::open(self.slot, whole.manifest, |_| Ok(self.share)).map(Arc::new)
     }
 }

@@ -21,9 +21,12 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    PackageDir, folder, log,
+    PackageDir, folder,
+    gate::Gate,
+    log,
     medium::{Disk, FileId, Medium},
     nearby, reuse,
+    share::Others,
     slot::{FILES, Goal, LOG, Slot, read_file},
     space::Share,
     verify::find_damaged,
@@ -142,7 +145,7 @@ impl Partial {
     /// [`Code::JobCancelled`].
     pub fn prepare(&self, progress: &mut dyn FnMut(u64), cancel: &CancellationToken) -> Result<(), Failure> {
         match &self.slot.goal {
-            Goal::Package { partials, packages } => reuse::from_others(self, [packages, partials], progress, cancel),
+            Goal::Package { partials, packages, .. } => reuse::from_others(self, [packages, partials], progress, cancel),
             Goal::Folder(folder) => {
                 for at in folder.find_in_place(self.manifest(), progress, cancel)? {
                     let mut state = self.lock();
@@ -250,7 +253,7 @@ impl Partial {
         }
         self.lock().unverified = ChunkSet::new(self.places.len());
         let dir = match &self.slot.goal {
-            Goal::Package { packages, .. } => self.take_its_name(packages)?,
+            Goal::Package { packages, gate, .. } => self.take_its_name(packages, gate)?,
             Goal::Folder(folder) => {
                 let in_place = self.lock().in_place.clone();
                 folder.take(&self.slot.home, self.manifest(), &in_place, cancel)?;
@@ -262,10 +265,12 @@ impl Partial {
         Ok(Finished::Whole(dir))
     }
 
-    fn take_its_name(&self, packages: &Root) -> Result<PackageDir, Failure> {
+    fn take_its_name(&self, packages: &Root, gate: &Gate) -> Result<PackageDir, Failure> {
         let name = hex(&self.id().0);
         let unusable = |error: io::Error| failed("finish the package in", packages.path().display(), &error);
-        // The lock becomes a shared one, so that the package can be opened as soon as it has its name, and not be removed.
+        // The lock becomes a shared one, so that the package can be opened as soon as it has its name, and not be removed. The
+        // change is not atomic: the gate keeps others from taking the moment between for the end of its use.
+        let _gate = gate.enter().map_err(unusable)?;
         self.slot.home.try_lock(true).map_err(unusable)?;
         self.slot.home.sync().map_err(unusable)?;
         self.slot.parent.rename(&name, packages, &name, true).map_err(unusable)?;
@@ -294,6 +299,14 @@ impl Partial {
         self.medium.sync(&[FileId::Log])?;
         *log_end += records.len() as u64;
         Ok(())
+    }
+
+    /// The other owners that it may be completed from.
+    pub(super) fn others(&self) -> Option<&Others> {
+        match &self.slot.goal {
+            Goal::Package { others, .. } => others.as_ref(),
+            Goal::Folder(_) => None,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

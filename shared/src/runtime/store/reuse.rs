@@ -1,6 +1,7 @@
 //! Chunks that other packages of the same owner have already.
 //!
-//! Only the same owner's: otherwise somebody could learn from what need not be sent what others have sent. A chunk is read,
+//! Only the same owner's: otherwise somebody could learn from what need not be sent what others have sent (who proves that he has
+//! it himself is another matter: see `share`). A chunk is read,
 //! verified, and the very bytes that were verified are written, so that it does not matter what happens to the other package
 //! meanwhile.
 
@@ -28,17 +29,17 @@ use crate::{
 const COMMIT_EVERY: u64 = 32 * 1024 * 1024;
 
 /// The chunks that are wanted, by hash.
-struct Wanted(Vec<(Hash, u32)>);
+pub(super) struct Wanted(Vec<(Hash, u32)>);
 
 impl Wanted {
-    fn new(partial: &Partial) -> Wanted {
+    pub(super) fn new(partial: &Partial) -> Wanted {
         let missing = partial.present().complement();
         let mut wanted: Vec<_> = missing.iter().filter_map(|index| Some((partial.places().get(index)?.chunk.hash, index))).collect();
         wanted.sort_unstable();
         Wanted(wanted)
     }
 
-    fn of(&self, hash: &Hash) -> &[(Hash, u32)] {
+    pub(super) fn of(&self, hash: &Hash) -> &[(Hash, u32)] {
         let start = self.0.partition_point(|(other, _)| other < hash);
         let len = self.0[start..].partition_point(|(other, _)| other == hash);
         &self.0[start..start + len]

@@ -5,7 +5,7 @@ use std::{
     io::{self, Read, Write},
 };
 
-use super::{folder::Folder, medium::SYNC_ONE_BY_ONE};
+use super::{folder::Folder, gate::Gate, medium::SYNC_ONE_BY_ONE, share::Others};
 use crate::{
     domain::{
         error::{Code, Failure},
@@ -24,8 +24,8 @@ pub(super) const SUMMARY: &str = "summary";
 /// Where a package goes when it is whole.
 #[derive(Debug)]
 pub(super) enum Goal {
-    /// Into the store: the owner's folders of partial and of whole packages.
-    Package { partials: Root, packages: Root },
+    /// Into the store: the owner's folders of partial and of whole packages, and what may be shared with others.
+    Package { partials: Root, packages: Root, gate: Gate, others: Option<Others> },
     /// Into a folder of the user.
     Folder(Folder),
 }

@@ -36,28 +36,53 @@ impl Outstanding {
     /// # Errors
     /// [`Code::NoSpace`] when there is no room for `needed` bytes and `files` files beside what others still have to write.
     pub(super) fn take(&self, root: &Root, needed: u64, files: u32) -> Result<Share, Failure> {
-        let space = root.space().map_err(|error| failed("look at the free space of", root.path().display(), &error))?;
         let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        shares.retain(|share| share.strong_count() > 0);
-        let taken: u64 = shares.iter().filter_map(Weak::upgrade).map(|share| share.load(Ordering::Relaxed)).sum();
-        let free = space.f_bavail.saturating_mul(space.f_frsize).saturating_sub(taken);
-        if needed > free {
-            let message = format!(
-                "there is not enough disk space at the receiver: {} are needed, {} are free; free some space there and try again",
-                human(needed),
-                human(free)
-            );
-            return Err(Failure::new(Code::NoSpace, message));
-        }
-        // Some file systems make inodes as they need them and say 0 of 0.
-        if space.f_files > 0 && u64::from(files) > space.f_favail {
-            let message = format!("the receiver's disk has room for {} more files; {files} are needed", space.f_favail);
-            return Err(Failure::new(Code::NoSpace, message));
-        }
+        check_room(root, &mut shares, needed, files)?;
         let share = Arc::new(AtomicU64::new(needed));
         shares.push(Arc::downgrade(&share));
         Ok(Share(share))
     }
+
+    /// What they still have to write, in bytes.
+    pub(super) fn pending(&self) -> u64 {
+        sum(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether [`Outstanding::take`] would succeed now.
+    pub(super) fn would_take(&self, root: &Root, needed: u64, files: u32) -> Result<(), Failure> {
+        check_room(root, &mut self.0.lock().unwrap_or_else(PoisonError::into_inner), needed, files)
+    }
+}
+
+/// What is free below `root` beside what others still have to write: bytes, and files where that is limited.
+fn free_of(root: &Root, shares: &mut Vec<Weak<AtomicU64>>) -> Result<(u64, Option<u64>), Failure> {
+    let space = root.space().map_err(|error| failed("look at the free space of", root.path().display(), &error))?;
+    shares.retain(|share| share.strong_count() > 0);
+    let taken: u64 = sum(shares);
+    let free = space.f_bavail.saturating_mul(space.f_frsize).saturating_sub(taken);
+    // Some file systems make inodes as they need them and say 0 of 0.
+    Ok((free, (space.f_files > 0).then_some(space.f_favail)))
+}
+
+fn check_room(root: &Root, shares: &mut Vec<Weak<AtomicU64>>, needed: u64, files: u32) -> Result<(), Failure> {
+    let (free, free_files) = free_of(root, shares)?;
+    if needed > free {
+        let message = format!(
+            "there is not enough disk space at the receiver: {} are needed, {} are free; free some space there and try again",
+            human(needed),
+            human(free)
+        );
+        return Err(Failure::new(Code::NoSpace, message));
+    }
+    if let Some(left) = free_files.filter(|left| u64::from(files) > *left) {
+        let message = format!("the receiver's disk has room for {left} more files; {files} are needed");
+        return Err(Failure::new(Code::NoSpace, message));
+    }
+    Ok(())
+}
+
+fn sum(shares: &[Weak<AtomicU64>]) -> u64 {
+    shares.iter().filter_map(Weak::upgrade).map(|share| share.load(Ordering::Relaxed)).sum()
 }
 
 impl Share {
@@ -74,7 +99,7 @@ impl Share {
 }
 
 /// A number of bytes for people.
-pub(super) fn human(bytes: u64) -> String {
+pub fn human(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["bytes", "kB", "MB", "GB", "TB"];
     let (mut value, mut unit) = (bytes as f64, 0);
     while value >= 999.95 && unit + 1 < UNITS.len() {

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     domain::{
+        error::Code,
         frame::{FrameHeader, FrameKind, MAX_PIECE},
         manifest::{Chunk, Entry, Manifest},
         transfer::{Accepted, ChunkSet, Next, Places, Receiving, Sending, WholeChunk, WholeManifest, ranges_of},
@@ -25,16 +26,16 @@ use crate::{
 };
 
 /// A package on the sender's side.
-struct Package {
+pub(super) struct Package {
     _dir: TempDir,
     source: Arc<Source>,
-    whole: WholeManifest,
-    summary: ManifestSummary,
-    places: Places,
+    pub(super) whole: WholeManifest,
+    pub(super) summary: ManifestSummary,
+    pub(super) places: Places,
 }
 
 impl Package {
-    fn of(files: &[(&str, &[u8])]) -> Package {
+    pub(super) fn of(files: &[(&str, &[u8])]) -> Package {
         let dir = tempfile::tempdir().unwrap();
         write_files(dir.path(), files);
         let source = Arc::new(Source::folder(dir.path()).unwrap());
@@ -45,7 +46,7 @@ impl Package {
         Package { _dir: dir, source, whole: WholeManifest { manifest, encoded }, summary, places }
     }
 
-    fn chunk(&self, index: u32) -> WholeChunk {
+    pub(super) fn chunk(&self, index: u32) -> WholeChunk {
         let place = self.places.get(index).unwrap();
         let mut bytes = vec![0; place.chunk.len as usize];
         self.source.reader(self.places.manifest().clone()).unwrap().read(place, &mut [&mut bytes], true).unwrap();
@@ -66,7 +67,7 @@ fn write_files(dir: &Path, files: &[(&str, &[u8])]) {
 }
 
 /// Two files of several chunks, a small one, and an empty one in a folder.
-fn frames(seed: u64) -> Package {
+pub(super) fn frames(seed: u64) -> Package {
     let (a, b) = (noise(seed, 900_000), noise(seed + 1000, 500_000));
     Package::of(&[("frames.slp", &a), ("more/frames.slp", &b), ("config.yaml", b"model: x"), ("more/empty", b"")])
 }
@@ -78,7 +79,7 @@ fn store() -> (TempDir, Store) {
 }
 
 /// Begins, or takes up, a package that is not whole.
-fn partial(begun: Result<Begun, Failure>, package: &Package) -> Arc<Partial> {
+pub(super) fn partial(begun: Result<Begun, Failure>, package: &Package) -> Arc<Partial> {
     match begun.unwrap() {
         Begun::New(announced) => announced.accept(package.whole.clone()).unwrap(),
         Begun::Known(partial) => partial,
@@ -90,7 +91,7 @@ fn finish(partial: &Partial) -> Finished {
     partial.finish(&Default::default()).unwrap()
 }
 
-fn whole(partial: &Partial) -> PackageDir {
+pub(super) fn whole(partial: &Partial) -> PackageDir {
     match finish(partial) {
         Finished::Whole(dir) => dir,
         Finished::Damaged(set) => panic!("damaged: {:?}", set.ranges()),
@@ -102,7 +103,7 @@ fn prepare(partial: &Partial) {
 }
 
 /// Writes what is missing; returns how many bytes that was.
-fn fill(partial: &Partial, package: &Package) -> u64 {
+pub(super) fn fill(partial: &Partial, package: &Package) -> u64 {
     let missing = partial.present().complement();
     for index in missing.iter() {
         partial.write(&package.chunk(index)).unwrap();
@@ -111,7 +112,7 @@ fn fill(partial: &Partial, package: &Package) -> u64 {
     package.places.bytes_of(&missing)
 }
 
-fn check(dir: &Path, package: &Package) {
+pub(super) fn check(dir: &Path, package: &Package) {
     for entry in &package.whole.manifest.entries {
         let path = dir.join(entry.path.as_str());
         let bytes = fs::read(&path).unwrap();
@@ -127,7 +128,7 @@ fn check(dir: &Path, package: &Package) {
 }
 
 /// All regular files below a folder.
-fn tree(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn tree(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -350,7 +351,7 @@ fn a_package_that_is_used_is_not_removed() {
     let dir = whole(&arriving);
     drop(arriving);
     let listed = store.packages().unwrap();
-    assert!(listed.len() == 1 && listed[0].whole && store.used().unwrap() >= package.summary.bytes);
+    assert!(listed.len() == 1 && listed[0].whole && store.overview().unwrap().used >= package.summary.bytes);
     assert_eq!(store.remove(&listed[0]).unwrap_err().code, Code::WrongState);
     let again = store.package("ann", &package.summary.id).unwrap().unwrap();
     drop(dir);
@@ -359,7 +360,7 @@ fn a_package_that_is_used_is_not_removed() {
     store.remove(&listed[0]).unwrap();
     store.remove(&listed[0]).unwrap();
     assert!(store.packages().unwrap().is_empty() && store.package("ann", &package.summary.id).unwrap().is_none());
-    assert!(tree(store.root.path()).is_empty());
+    assert_eq!(tree(store.root.path()), [store.root.path().join("lock")]);
 }
 
 #[test]
@@ -711,4 +712,76 @@ fn many_small_files_are_received_with_few_open_at_once() {
     let dir = whole(&partial);
     check(dir.path(), &package);
     assert_eq!(tree(dir.path()).len(), 600);
+}
+
+/// Every path of the store, with what changes when somebody touches it.
+fn traces(folder: &Path) -> Vec<(PathBuf, u64, SystemTime)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let metadata = fs::metadata(&path).unwrap();
+        found.push((path.clone(), metadata.len(), metadata.modified().unwrap()));
+        if metadata.is_dir() {
+            found.extend(traces(&path));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_look_says_what_is_missing_and_leaves_no_trace() {
+    let (dir, store) = store();
+    let (first, second) = (frames(1), frames(2));
+    let missing = |package: &Package| store.missing("anna", &package.summary.id, &package.whole.manifest).unwrap();
+    let all = first.summary.bytes;
+    let empty = traces(dir.path());
+    assert!(matches!(store.stock("anna", &first.summary).unwrap(), Stock::Nothing));
+    assert_eq!(missing(&first), Missing { to_write: all, to_send: all });
+    assert_eq!(traces(dir.path()), empty);
+
+    let arriving = partial(store.begin("anna", &first.summary), &first);
+    arriving.write(&first.chunk(0)).unwrap();
+    arriving.sync().unwrap();
+    let left = all - u64::from(first.places.get(0).unwrap().chunk.len);
+    let half = traces(dir.path());
+    assert!(matches!(store.stock("anna", &first.summary).unwrap(), Stock::Listed(manifest) if *manifest == first.whole.manifest));
+    assert_eq!(missing(&first), Missing { to_write: left, to_send: left }, "while the transfer has it locked");
+    assert_eq!(traces(dir.path()), half);
+
+    fill(&arriving, &first);
+    drop(whole(&arriving));
+    drop(arriving);
+    let done = traces(dir.path());
+    assert!(matches!(store.stock("anna", &first.summary).unwrap(), Stock::Whole(files) if files.join("config.yaml").is_file()));
+    assert!(matches!(store.stock("ben", &first.summary).unwrap(), Stock::Nothing), "owners share nothing");
+    let config = first.whole.manifest.entries.iter().find(|entry| entry.path.as_str() == "config.yaml").unwrap().size;
+    assert_eq!(missing(&second), Missing { to_write: second.summary.bytes, to_send: second.summary.bytes - config });
+    let ben = store.missing("ben", &second.summary.id, &second.whole.manifest).unwrap();
+    assert_eq!(ben.to_send, second.summary.bytes, "owners share nothing");
+    assert_eq!(traces(dir.path()), done);
+}
+
+#[test]
+fn a_look_and_a_beginning_agree_about_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = frames(1);
+    let stock = |store: &Store| store.stock("anna", &package.summary).unwrap();
+    let room = |store: &Store| {
+        let missing = Missing { to_write: package.summary.bytes, to_send: 0 };
+        store.room("anna", &package.summary, &stock(store), missing).unwrap()
+    };
+    let tight = Store::open(&dir.path().join("tight"), Some(cost(&package.summary) - 1)).unwrap();
+    let (free, fits) = room(&tight);
+    assert_eq!(free, cost(&package.summary) - 1);
+    assert_eq!(fits.unwrap_err(), tight.begin("anna", &package.summary).unwrap_err());
+    let wide = Store::open(&dir.path().join("wide"), Some(cost(&package.summary))).unwrap();
+    assert_eq!(room(&wide), (cost(&package.summary), Ok(())));
+    let arriving = partial(wide.begin("anna", &package.summary), &package);
+    fill(&arriving, &package);
+    drop(whole(&arriving));
+    assert_eq!(room(&wide), (cost(&package.summary), Ok(())), "what is here needs no room");
+    let (free, fits) =
+        Store::open(&dir.path().join("open"), None).unwrap().room("anna", &package.summary, &Stock::Nothing, Missing::default()).unwrap();
+    assert!(free > 0 && fits.is_ok());
 }

@@ -199,6 +199,10 @@ mod tests {
             }
             Ok(())
         }
+
+        fn fork(&self) -> Result<Box<dyn ReadChunk>, Failure> {
+            Ok(Box::new(Same(self.0.clone())))
+        }
     }
 
     fn place(bytes: &[u8]) -> ChunkPlace {

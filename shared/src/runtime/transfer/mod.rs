@@ -4,6 +4,8 @@
 //! * [`send`]: announce, say which chunks go, one pump a connection, within the receiver's window
 //! * `feed`: one blocking thread that reads ahead, and compresses where that pays
 //! * `flow`: how many bytes each connection may have under way
+//! * [`send_plan`], [`probe`]: what a client sends that only wants to know
+//! * before anything is sent, a proof that we have what others have sent (`proof`), where the receiver asks for it
 //! * [`receive`]: one blocking thread that verifies, writes, syncs in groups and acknowledges
 //!
 //! What is decided (what to send next, what has arrived, what is missing) is [`crate::domain::transfer`]'s. A transfer ends with
@@ -11,7 +13,11 @@
 
 mod feed;
 mod flow;
+mod plan;
 mod pool;
+mod proof;
+#[cfg(test)]
+mod proof_tests;
 mod receive;
 mod send;
 #[cfg(test)]
@@ -19,6 +25,7 @@ mod tests;
 
 use tokio::sync::mpsc;
 
+pub use plan::{probe, send_plan};
 pub use pool::{Connection, Inbound, Pool};
 pub use receive::{WINDOW, receive};
 pub use send::{Outgoing, ReadChunk, send};

@@ -21,11 +21,7 @@ use super::{
     flow::{Flow, Flows},
 };
 use crate::{
-    domain::{
-        error::Failure,
-        frame::{FrameHeader, FrameKind},
-        message::TransferId,
-    },
+    domain::{error::Failure, frame::FrameHeader, message::TransferId},
     runtime::{link::Bulk, peer::Channel},
 };
 
@@ -217,9 +213,6 @@ impl Inner {
             tracing::warn!(connection, "a frame that is none was dropped");
             return;
         };
-        if header.kind == FrameKind::Probe {
-            return;
-        }
         let route = self.routes.lock().expect("no panic happens under this lock").get(&header.transfer).cloned();
         let delivered = match route {
             Some(route) => route.send(Inbound::Frame { connection, frame }).await.is_ok(),

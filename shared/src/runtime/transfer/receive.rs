@@ -16,6 +16,7 @@ use super::{
     StepPort, control_lost,
     feed::Decompressor,
     pool::{Inbound, Pool},
+    proof::Question,
 };
 use crate::{
     domain::{
@@ -117,6 +118,7 @@ impl Writer {
             Begun::New(announced) => announced.accept(self.manifest()?)?,
         };
         partial.prepare(&mut |_| {}, &self.stop)?;
+        self.take_proofs(&partial)?;
         let mut receiving = Receiving::new(partial.places().clone(), &partial.present());
         self.ask_for(receiving.needed())?;
         self.progress.send_replace(receiving.progress());
@@ -134,6 +136,22 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Takes what others have sent before, where the sender proves that it has it, too.
+    fn take_proofs(&mut self, partial: &Partial) -> Result<(), Failure> {
+        let stop = self.stop.clone();
+        let Some(mut question) = Question::new(&self.meta, partial, &stop)? else { return Ok(()) };
+        question.steps().try_for_each(|step| self.tell(step))?;
+        while !question.is_answered() {
+            match self.next(None) {
+                Input::Inbound(Inbound::Frame { frame, .. }) => question.absorb(&frame)?,
+                Input::Inbound(Inbound::Lost(_)) | Input::Due | Input::Synced(_) => {}
+                Input::Failed(failure) => return Err(failure),
+                Input::End(_) => return Err(Failure::new(Code::InvalidRequest, "the sender ended before its proof was whole")),
+            }
+        }
+        Ok(())
     }
 
     /// The package is here already: nothing is asked for.
@@ -179,7 +197,7 @@ impl Writer {
                 Input::Inbound(Inbound::Frame { connection, frame }) => {
                     let (header, piece) = FrameHeader::decode(&frame)?;
                     // It came again because its connection was lost, and had arrived all the same.
-                    if header.kind == FrameKind::Manifest {
+                    if matches!(header.kind, FrameKind::Manifest | FrameKind::Proof) {
                         continue;
                     }
                     let mut accepted = receiving.accept_piece(connection, header, piece)?;

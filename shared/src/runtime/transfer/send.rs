@@ -18,12 +18,13 @@ use super::{
     StepPort, control_lost,
     feed::{Feeder, Ready, frames_of},
     pool::{Connection, Pool},
+    proof::Prover,
 };
 use crate::{
     domain::{
         error::{Code, Failure},
         frame::{FrameHeader, FrameKind, HEADER},
-        id::JobId,
+        id::{JobId, Secret},
         manifest::{ChunkPlace, Hash, ManifestSummary},
         message::{FileEnd, FileMeta, FileReady, FileRefused, Step, TransferId},
         transfer::{ChunkSet, ChunkSetAssembly, Next, Places, Progress, Sending},
@@ -45,11 +46,21 @@ pub trait ReadChunk: Send + 'static {
     /// # Errors
     /// [`Code::BadFile`] when it cannot be read or is no longer what was announced.
     fn read(&mut self, place: ChunkPlace, pieces: &mut [&mut [u8]], check: bool) -> Result<(), Failure>;
+
+    /// Another reader of the same, for another thread.
+    ///
+    /// # Errors
+    /// As [`ReadChunk::read`].
+    fn fork(&self) -> Result<Box<dyn ReadChunk>, Failure>;
 }
 
 impl ReadChunk for ChunkReader {
     fn read(&mut self, place: ChunkPlace, pieces: &mut [&mut [u8]], check: bool) -> Result<(), Failure> {
         ChunkReader::read(self, place, pieces, check)
+    }
+
+    fn fork(&self) -> Result<Box<dyn ReadChunk>, Failure> {
+        Ok(Box::new(ChunkReader::fork(self)))
     }
 }
 
@@ -67,6 +78,8 @@ pub struct Outgoing {
     pub places: Arc<Places>,
     /// Where their bytes come from.
     pub reader: Box<dyn ReadChunk>,
+    /// The session's secret, for a sender that proves that it has what others have sent before; none: it does not.
+    pub session: Option<Secret<[u8; 32]>>,
 }
 
 /// Sends what the receiver lacks, until it has everything in place.
@@ -89,19 +102,18 @@ async fn send_inner(
     steps: &mut StepPort,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), (TransferId, Failure)> {
-    let Outgoing { transfer, job, summary, encoded, places, reader } = outgoing;
+    let Outgoing { transfer, job, summary, encoded, places, mut reader, session } = outgoing;
     let tag = |failure| (transfer, failure);
-    tell(steps, Step::Meta(FileMeta { transfer, job, manifest: summary })).await.map_err(tag)?;
+    tell(steps, Step::Meta(FileMeta { transfer, job, manifest: summary, can_prove: session.is_some() })).await.map_err(tag)?;
     let ready = match next(steps).await.map_err(tag)? {
         Step::Ready(ready) => ready,
         _ => return Err(tag(out_of_order())),
     };
-    let needed = if ready.manifest_wanted {
-        send_manifest(pool, transfer, &encoded, needed(steps, &places)).await.map_err(tag)?
-    } else {
-        needed(steps, &places).await.map_err(tag)?
-    };
-    let (pump, ready_tx) = Pump::new(transfer, places, needed, &ready).map_err(tag)?;
+    let prover = Prover { transfer, package: summary.id, places: &places, session };
+    let answer = prover.needed(&mut reader, pool, steps);
+    let needed = if ready.manifest_wanted { send_manifest(pool, transfer, &encoded, answer).await } else { answer.await };
+    let needed = needed.map_err(tag)?;
+    let (pump, ready_tx) = Pump::new(transfer, places.clone(), needed, &ready).map_err(tag)?;
     let pump = Arc::new(pump);
     progress.send_replace(pump.progress());
     // However this ends, the reading thread ends with it.
@@ -117,28 +129,18 @@ async fn tell(steps: &StepPort, step: Step) -> Result<(), Failure> {
     steps.tx.send(step).await.map_err(|_| control_lost())
 }
 
-async fn next(steps: &mut StepPort) -> Result<Step, Failure> {
+pub(super) async fn next(steps: &mut StepPort) -> Result<Step, Failure> {
     match steps.rx.recv().await.ok_or_else(control_lost)? {
         Step::Refused(FileRefused { failure, .. }) => Err(failure),
         step => Ok(step),
     }
 }
 
-fn out_of_order() -> Failure {
+pub(super) fn out_of_order() -> Failure {
     Failure::new(Code::InvalidRequest, "the other side sent a step of the transfer out of order")
 }
 
-async fn needed(steps: &mut StepPort, places: &Places) -> Result<ChunkSet, Failure> {
-    let mut assembly = ChunkSetAssembly::new(places.len());
-    loop {
-        let Step::Need(need) = next(steps).await? else { return Err(out_of_order()) };
-        if let Some(set) = assembly.absorb(need.first, &need.bits, need.last)? {
-            return Ok(set);
-        }
-    }
-}
-
-async fn first_connection(pool: &Pool) -> Connection {
+pub(super) async fn first_connection(pool: &Pool) -> Connection {
     let mut connections = pool.connections();
     let found = connections.wait_for(|connections| !connections.is_empty()).await;
     found.expect("the pool is borrowed, so its sender lives")[0].clone()

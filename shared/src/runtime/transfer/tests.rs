@@ -32,10 +32,10 @@ fn loopback() -> PeerOptions {
 }
 
 /// What the relay does to a message on its way.
-type Tamper = fn(ToPeer) -> ToPeer;
+pub(super) type Tamper = fn(ToPeer) -> ToPeer;
 
 /// The room of these tests: one worker that answers, one client that dials.
-struct Room {
+pub(super) struct Room {
     invite: Invite,
     client: PeerId,
     signal: SignalSender,
@@ -45,7 +45,7 @@ struct Room {
 }
 
 impl Room {
-    fn new(tamper: Tamper) -> Room {
+    pub(super) fn new(tamper: Tamper) -> Room {
         let room: RoomId = "room".parse().unwrap();
         let (worker, client): (PeerId, PeerId) = ("worker".parse().unwrap(), "client".parse().unwrap());
         let secret = Secret::new([5; 32]);
@@ -183,7 +183,7 @@ fn package() -> (Vec<u8>, Manifest) {
     (bytes, manifest)
 }
 
-struct Memory(Vec<u8>);
+struct Memory(Arc<Vec<u8>>);
 
 impl ReadChunk for Memory {
     fn read(&mut self, place: ChunkPlace, pieces: &mut [&mut [u8]], _check: bool) -> Result<(), Failure> {
@@ -194,9 +194,13 @@ impl ReadChunk for Memory {
         }
         Ok(())
     }
+
+    fn fork(&self) -> Result<Box<dyn ReadChunk>, Failure> {
+        Ok(Box::new(Memory(self.0.clone())))
+    }
 }
 
-fn step_ports() -> (StepPort, StepPort) {
+pub(super) fn step_ports() -> (StepPort, StepPort) {
     let (a_tx, a_rx) = mpsc::channel(64);
     let (b_tx, b_rx) = mpsc::channel(64);
     (StepPort { tx: a_tx, rx: b_rx }, StepPort { tx: b_tx, rx: a_rx })
@@ -207,7 +211,15 @@ fn outgoing() -> Outgoing {
     let encoded = manifest.encode();
     let summary = manifest.summary(&encoded);
     let places = Arc::new(Places::new(Arc::new(manifest)));
-    Outgoing { transfer: 1, job: "j".parse().unwrap(), summary, encoded: Bytes::from(encoded), places, reader: Box::new(Memory(bytes)) }
+    Outgoing {
+        transfer: 1,
+        job: "j".parse().unwrap(),
+        summary,
+        encoded: Bytes::from(encoded),
+        places,
+        reader: Box::new(Memory(Arc::new(bytes))),
+        session: None,
+    }
 }
 
 /// Transfers the package from a client's pool into a worker's store; how many bytes had to travel.
@@ -235,7 +247,7 @@ async fn transfer_of(outgoing: Outgoing, from: &Pool, to: &Pool, store: &Store) 
     Ok(progress)
 }
 
-async fn pools(room: &mut Room, connections: u32) -> (Pool, Pool, Link, Link) {
+pub(super) async fn pools(room: &mut Room, connections: u32) -> (Pool, Pool, Link, Link) {
     let (client, worker) = room.connect().await;
     let (from, to) = (Pool::default(), Pool::default());
     for number in 1..=connections {
@@ -369,6 +381,10 @@ impl ReadChunk for Damaged {
         }
         Ok(())
     }
+
+    fn fork(&self) -> Result<Box<dyn ReadChunk>, Failure> {
+        self.0.fork()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -378,7 +394,7 @@ async fn a_chunk_that_arrives_damaged_is_sent_again_and_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), None).unwrap();
     let chunk = 128 << 10;
-    let damaged = Outgoing { reader: Box::new(Damaged(Memory(package().0), Some(7 * chunk))), ..outgoing() };
+    let damaged = Outgoing { reader: Box::new(Damaged(Memory(package().0.into()), Some(7 * chunk))), ..outgoing() };
     let Progress { needed_bytes, sent_bytes, .. } = transfer_of(damaged, &from, &to, &store).await.unwrap();
     assert_eq!(sent_bytes, needed_bytes + chunk);
 }

@@ -38,7 +38,7 @@ pub(crate) async fn send(
         let reader = Box::new(Arc::new(Source::folder(&held.files)?).reader(manifest.clone())?);
         let (summary, encoded) = (manifest.summary(&held.manifest), Bytes::from(held.manifest.clone()));
         let places = Arc::new(Places::new(manifest));
-        Ok((held, Outgoing { transfer, job: wish.job, summary, encoded, places, reader }))
+        Ok((held, Outgoing { transfer, job: wish.job, summary, encoded, places, reader, session: None }))
     });
     let opened = opening.await.unwrap_or_else(|error| Err(Failure::new(Code::Internal, format!("a checkpoint's task died: {error}"))));
     // Held until the transfer is over, so that it is not removed under its reader.
