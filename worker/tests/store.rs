@@ -48,7 +48,8 @@ fn put(data: &Path, store: &Store, owner: &str, bytes: &[u8], days: u64) -> Pack
     let partial = announced.accept(WholeManifest { manifest, encoded }).unwrap();
     let mut reader = source.reader(partial.manifest().clone()).unwrap();
     for index in 0..partial.places().len() {
-        let (place, mut bytes) = (partial.places().get(index).unwrap(), Vec::new());
+        let place = partial.places().get(index).unwrap();
+        let mut bytes = vec![0; place.chunk.len as usize];
         reader.read(place, &mut [&mut bytes], true).unwrap();
         partial.write(&WholeChunk { index, place, bytes }).unwrap();
     }

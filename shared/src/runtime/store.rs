@@ -4,7 +4,6 @@
 //!   <root>/packages/<owner>/<id>/   whole packages, each under its files' own names
 //!   <root>/partial/<owner>/<id>/    packages that are arriving ([`Partial`])
 //!   <root>/trash/                   what is just being removed
-//!   <root>/lock                     held while it is decided what is removed
 //! ```
 //! * [`Store`]: a worker's packages; [`Destination`]: a client's folder to download into. Both begin a transfer by its
 //!   summary and answer with [`Begun`].

@@ -4,12 +4,13 @@
 //! its holder ends. A package's own lock says that somebody uses it; this one keeps that from changing while it is looked at.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io,
     path::{Path, PathBuf},
 };
 
-/// The way to the lock. Each [`Gate::enter`] opens it anew, so that threads exclude each other as processes do.
+/// The way to the lock, which is on the store's directory itself. Each [`Gate::enter`] opens it anew, so that threads exclude
+/// each other as processes do.
 #[derive(Debug, Clone)]
 pub(super) struct Gate(PathBuf);
 
@@ -20,18 +21,12 @@ pub(super) struct Entered(#[expect(dead_code, reason = "held, not used: closing 
 impl Gate {
     /// The gate of the store in this directory.
     pub(super) fn of(root: &Path) -> Gate {
-        Gate(root.join("lock"))
+        Gate(root.to_owned())
     }
 
     /// Waits until nobody else is within.
     pub(super) fn enter(&self) -> io::Result<Entered> {
-        // Whoever may only look at the store can still take the lock.
-        let file = match File::open(&self.0) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&self.0)?
-            }
-            other => other?,
-        };
+        let file = File::open(&self.0)?;
         loop {
             match file.lock() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
