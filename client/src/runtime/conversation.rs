@@ -289,7 +289,9 @@ impl Reader {
             }
             ToClient::Pong(Ping { n }) => {
                 if let Some((_, at)) = self.pinged.take_if(|(ping, _)| *ping == n) {
-                    self.round_trip.fetch_min(at.elapsed().as_micros() as u64, Ordering::Relaxed);
+                    let took = at.elapsed();
+                    tracing::debug!(?took, "the worker answered a ping");
+                    self.round_trip.fetch_min(took.as_micros() as u64, Ordering::Relaxed);
                 }
                 // Other messages may have been under way when the worker went.
                 self.probed = self.probed.filter(|(probe, _)| n < *probe);

@@ -119,7 +119,13 @@ struct Inner {
 impl Default for Pool {
     fn default() -> Self {
         let stop = CancellationToken::new();
-        let inner = Inner { connections: watch::Sender::new(Vec::new()), routes: Mutex::default(), flows: Arc::default(), received: AtomicU64::new(0), stop: stop.clone() };
+        let inner = Inner {
+            connections: watch::Sender::new(Vec::new()),
+            routes: Mutex::default(),
+            flows: Arc::default(),
+            received: AtomicU64::new(0),
+            stop: stop.clone(),
+        };
         Pool { inner: Arc::new(inner), _stop: Arc::new(stop.drop_guard()) }
     }
 }
@@ -152,6 +158,11 @@ impl Pool {
     /// The path's round trip without its queues, once bytes went from here to there.
     pub fn round_trip(&self) -> Option<Duration> {
         self.inner.flows.round_trip()
+    }
+
+    /// What fits on the path, once bytes went from here to there.
+    pub(super) fn bandwidth_delay(&self) -> u64 {
+        self.inner.flows.bandwidth_delay()
     }
 
     /// The connections at hand, and word of every change.

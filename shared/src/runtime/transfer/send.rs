@@ -14,6 +14,7 @@ use tokio::{
 
 use super::{
     StepPort, control_lost,
+    flow::BUDGET,
     pool::{Connection, Pool},
 };
 use crate::{
@@ -161,6 +162,8 @@ struct Pump {
     transfer: TransferId,
     /// Number of chunks of the package.
     chunks: u32,
+    /// Bytes that may be un-acked, where the path does not need more: what a crash can cost.
+    window: u64,
     sending: Mutex<Sending>,
     /// Woken when an acknowledgement, a loss or a new wish may let a waiting pump go on.
     more: Notify,
@@ -177,7 +180,7 @@ impl Pump {
     ) -> Result<Self, Failure> {
         let chunks = places.len();
         let sending = Mutex::new(Sending::new(places, needed, ready.window)?);
-        Ok(Pump { transfer, chunks, sending, more: Notify::new(), reader: Arc::new(Mutex::new(reader)) })
+        Ok(Pump { transfer, chunks, window: ready.window, sending, more: Notify::new(), reader: Arc::new(Mutex::new(reader)) })
     }
 
     fn decide<T>(&self, decision: impl FnOnce(&mut Sending) -> T) -> T {
@@ -231,7 +234,11 @@ impl Pump {
                 step = next(steps) => match step? {
                     Step::Ack(ack) => {
                         moved = Instant::now();
-                        self.decide(|sending| sending.acked(&ack.ranges))?;
+                        let window = self.window.max(3 * pool.bandwidth_delay()).min(BUDGET);
+                        self.decide(|sending| {
+                            sending.set_window(window);
+                            sending.acked(&ack.ranges)
+                        })?;
                         progress.send_replace(self.progress());
                         self.more.notify_waiters();
                     }
