@@ -13,18 +13,20 @@
 
 use std::time::Duration;
 
-/// The most connections of a transfer.
+/// The most connections of a transfer; and on a path shorter than this, where a lost packet costs little.
 const MOST: u32 = 32;
+const MOST_SHORT: u32 = 4;
+const SHORT: Duration = Duration::from_millis(2);
 /// From one connection to so many: the step that costs little and helps most.
 const FIRST_STEP: u32 = 4;
 /// The first connection has found its rate when it grew by less than this from one window to the next.
 const RISING: f64 = 1.5;
 /// What more connections must bring to be worth it.
-const GAIN: f64 = 1.12;
+const GAIN: f64 = 1.15;
 /// What they must bring for the next step to be as large as the first, and not only a doubling.
 const MUCH: f64 = 1.6;
 /// With less than this left at the present rate, nothing is tried any more: opening takes about as long.
-const WORTHWHILE: Duration = Duration::from_millis(1500);
+const WORTHWHILE: Duration = Duration::from_millis(2500);
 /// A rate that falls to this part of what it was means that the path has changed.
 const COLLAPSE: f64 = 0.6;
 /// In a long transfer, one step more is tried again after so long.
@@ -81,7 +83,7 @@ impl Growth {
     /// How many connections to have.
     pub fn handle_look(&mut self, look: Look) -> u32 {
         let Look { now, carried, round_trip, .. } = look;
-        let window = (round_trip * 6).clamp(Duration::from_millis(250), Duration::from_millis(1500));
+        let window = (round_trip * 6).clamp(Duration::from_millis(300), Duration::from_millis(1500));
         match self.phase {
             Phase::Settling { changed, open: None, before } => {
                 if (look.open >= self.connections || now >= changed + OPENING) && carried > 0 {
@@ -131,7 +133,8 @@ impl Growth {
             return;
         }
         let soon = look.left as f64 <= rate * WORTHWHILE.as_secs_f64();
-        if soon || had >= MOST {
+        let most = if look.round_trip < SHORT { MOST_SHORT } else { MOST };
+        if soon || had >= most {
             self.rest(look, rate);
             return;
         }
@@ -140,7 +143,7 @@ impl Growth {
             Some(_) if gain >= MUCH => FIRST_STEP,
             _ => 2,
         };
-        self.connections = (had * step).min(MOST);
+        self.connections = (had * step).min(most);
         self.phase = Phase::Settling { changed: look.now, open: None, before: Some(Before { connections: had, rate }) };
     }
 

@@ -75,6 +75,9 @@ impl BulkDialer {
             state.places.extend(new.iter().cloned());
             (surplus, new)
         });
+        if !(surplus.is_empty() && new.is_empty()) {
+            tracing::info!(connections, "bulk connections wanted");
+        }
         surplus.iter().for_each(CancellationToken::cancel);
         for unwanted in new {
             let (dialer, stop) = (self.clone(), self.stop.clone());

@@ -13,6 +13,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     time::Duration,
 };
 
@@ -22,8 +23,13 @@ const LEAST: f64 = 16384.0;
 /// The longest and the shortest piece that is sent at once, in bytes.
 const MAX_PIECE: f64 = 65536.0;
 const MIN_PIECE: f64 = 4096.0;
-/// The path is refilled at least so often; what passes meanwhile is under way in addition.
+/// Seconds that may pass until somebody looks again and refills the path; what it carries meanwhile is under way in addition. On a short path
+/// there is nothing else that would bridge the moments in which a busy machine does something else: up to so many seconds and bytes there.
 const SLACK: f64 = 0.004;
+const SHORT_SLACK: f64 = 0.020;
+const SHORT_SLACK_BYTES: f64 = 2097152.0;
+/// A piece need not be smaller than what the path carries in so many seconds; long messages cost less than short ones.
+const PIECE_SECONDS: f64 = 0.0005;
 /// Window in units of rate × round trip: while the rate is looked for, while no queue stands on the path, while one does, and to empty it.
 const SEARCH: f64 = 2.9;
 const RISE: f64 = 1.5;
@@ -163,7 +169,7 @@ impl Windows {
     /// The best length of a message at present: several fit into each window.
     pub fn piece(&self) -> usize {
         let share = self.window() / (8.0 * self.flows.len().max(1) as f64);
-        let piece = share.clamp(MIN_PIECE, MAX_PIECE) as usize;
+        let piece = share.max(self.rate() * PIECE_SECONDS).clamp(MIN_PIECE, MAX_PIECE) as usize;
         piece & !1023
     }
 
@@ -295,7 +301,14 @@ impl Windows {
             Phase::Cruise { queue: true } => (CRUISE, LEAST),
             Phase::Drain { .. } => (DRAIN, LEAST),
         };
-        (self.rate() * (gain * rtt.as_secs_f64() + SLACK)).clamp(least, self.budget)
+        (self.rate() * gain * rtt.as_secs_f64() + self.slack()).clamp(least, self.budget)
+    }
+
+    /// What may be under way in addition, in bytes.
+    fn slack(&self) -> f64 {
+        let rate = self.rate();
+        let rtt = self.round_trip().unwrap_or_default().as_secs_f64();
+        (rate * (SHORT_SLACK - 4.0 * rtt)).min(SHORT_SLACK_BYTES).max(rate * SLACK)
     }
 
     fn share(&mut self) {
@@ -305,7 +318,7 @@ impl Windows {
             self.flows.values_mut().for_each(|flow| flow.window = each);
             return;
         };
-        let span = 2.0 * rtt.as_secs_f64() + SLACK;
+        let span = 2.0 * rtt.as_secs_f64() + self.slack() / self.rate().max(1.0);
         let least = if self.flows.len() == 1 { window } else { 2.0 * piece };
         let demand = |flow: &Flow| (flow.rate * span).max(least);
         let wanted: f64 = self.flows.values().map(demand).sum();
@@ -313,6 +326,21 @@ impl Windows {
         for flow in self.flows.values_mut() {
             flow.window = (demand(flow) * part).max(2.0 * piece) as u64;
         }
+    }
+}
+
+/// For logs: what is known of the path.
+impl fmt::Display for Windows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rtt = self.round_trip().unwrap_or_default();
+        write!(
+            f,
+            "{:.1} MB/s, {:.1} ms, window {:.0} KiB, {:?}",
+            self.rate() / 1e6,
+            rtt.as_secs_f64() * 1e3,
+            self.window() / 1024.0,
+            self.phase
+        )
     }
 }
 

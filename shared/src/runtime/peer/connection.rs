@@ -33,8 +33,11 @@ use crate::domain::{
 
 /// Bytes that may wait in one channel's send buffer.
 const SEND_LIMIT: usize = 2 << 20;
-/// The receive buffer below which the SCTP window is narrowed, in bytes.
+/// The SCTP receive window of a connection that asks for none, in bytes.
+const WINDOW: u32 = 2 << 20;
+/// The socket's receive buffer below which the SCTP window is narrowed, and to what, in bytes: what overflows there is repaired slowly.
 const NARROW_BUFFER: usize = 2 << 20;
+const NARROW_WINDOW: u32 = 1 << 20;
 
 /// The SCTP packet that every path carries (the crate's default): 1280 bytes of IPv6, less what is around it.
 const EVERYWHERE_MTU: u32 = 1191;
@@ -52,7 +55,7 @@ pub struct PeerOptions {
     pub bind: Vec<SocketAddr>,
     /// Use relayed candidates only.
     pub relay_only: bool,
-    /// The SCTP receive window in bytes; absent: as wide as the socket buffers allow.
+    /// The SCTP receive window in bytes; narrower where the socket buffers are small.
     pub receive_window: Option<u32>,
     /// How long its packets may be.
     pub path_mtu: PathMtu,
@@ -309,7 +312,8 @@ fn configuration(options: &PeerOptions) -> webrtc::peer_connection::RTCConfigura
 }
 
 fn settings(receive_window: Option<u32>, mtu: u32) -> webrtc::peer_connection::SettingEngine {
-    let window = receive_window.unwrap_or(if granted_receive_buffer() >= NARROW_BUFFER { 2 << 20 } else { 1 << 20 });
+    let widest = if granted_receive_buffer() >= NARROW_BUFFER { u32::MAX } else { NARROW_WINDOW };
+    let window = receive_window.unwrap_or(WINDOW).min(widest);
     SettingEngineBuilder::new()
         .with_sctp_mtu(mtu)
         .with_multicast_dns_mode(MulticastDnsMode::Disabled)

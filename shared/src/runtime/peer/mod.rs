@@ -5,10 +5,11 @@
 //! * `udp`: the crate's runtime with socket buffers that fit the window
 //!
 //! The settings and their reasons (measured on 0.21.1): UDP socket buffers of 4 MiB, or as much as the kernel gives, because
-//! overflow there costs a second each; an SCTP receive window of 2 MiB (1 MiB where the kernel gives little), because a wider one
-//! overruns the path's queue; mDNS off, because its default fails where there is no multicast route; ICE time-outs of 10 s and
+//! overflow there costs a second each; an SCTP receive window of 2 MiB where nothing else is asked for, and of 1 MiB at
+//! most where the kernel gives little; mDNS off, because its default fails where there is no multicast route; ICE time-outs of 10 s and
 //! 180 s, so that an outage of minutes heals in place; candidates tried every 20 ms, and a direct pair taken as soon as it works (the
-//! crate waits a second for a better one than a peer-reflexive candidate); a send limit of 2 MiB per channel. `close()` drops what was not sent yet:
+//! crate waits a second for a better one than a peer-reflexive candidate); a send limit of 2 MiB per channel (bulk
+//! senders have a window of their own). `close()` drops what was not sent yet:
 //! whoever uses a channel ends with an acknowledgement of its own.
 
 pub mod channel;

@@ -46,6 +46,11 @@ impl Flows {
         self.with(|windows, _| windows.delivered())
     }
 
+    /// Rate × round trip of the path, in bytes.
+    pub(super) fn bandwidth_delay(&self) -> u64 {
+        self.with(|windows, _| windows.bandwidth_delay())
+    }
+
     /// The shortest round trip of late, once bytes went this way.
     pub(super) fn round_trip(&self) -> Option<Duration> {
         self.with(|windows, _| windows.round_trip())
@@ -127,6 +132,7 @@ impl Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
+        tracing::debug!(connection = self.number, path = %self.flows.with(|windows, _| windows.to_string()), "a connection's window closes");
         self.flows.with(|windows, _| windows.closed(self.number));
     }
 }

@@ -165,6 +165,11 @@ impl Pool {
         self.inner.flows.round_trip()
     }
 
+    /// What fits on the path, once bytes went from here to there.
+    pub(super) fn bandwidth_delay(&self) -> u64 {
+        self.inner.flows.bandwidth_delay()
+    }
+
     /// The connections at hand, and word of every change.
     pub fn connections(&self) -> watch::Receiver<Vec<Connection>> {
         self.inner.connections.subscribe()

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     StepPort, control_lost,
     feed::{Feeder, Ready, frames_of},
+    flow::BUDGET,
     pool::{Connection, Pool},
     proof::Prover,
 };
@@ -200,6 +201,8 @@ pub(super) struct Pump {
     transfer: TransferId,
     /// Number of chunks of the package.
     chunks: u32,
+    /// Bytes that may be un-acked, where the path does not need more: what a crash can cost.
+    window: u64,
     sending: Mutex<Sending>,
     /// Woken when an acknowledgement, a loss or a new wish may let the waiting feeder go on, or a connection that drains.
     more: Notify,
@@ -213,10 +216,11 @@ impl Pump {
     fn new(transfer: TransferId, places: Arc<Places>, needed: ChunkSet, ready: &FileReady) -> Result<(Self, mpsc::Sender<Ready>), Failure> {
         let chunks = places.len();
         let sending = Mutex::new(Sending::new(places, needed, ready.window)?);
+        let window = ready.window;
         let (ready_tx, ready) = mpsc::channel(READ_AHEAD);
         let (more, stop) = Default::default();
         let ready = tokio::sync::Mutex::new(ready);
-        Ok((Pump { transfer, chunks, sending, more, ready, stop }, ready_tx))
+        Ok((Pump { transfer, chunks, window, sending, more, ready, stop }, ready_tx))
     }
 
     /// The next chunk to read, and whether to check its hash; waits until there is one. `None`: the transfer has ended.
@@ -304,7 +308,11 @@ impl Pump {
                 step = next(steps) => match step? {
                     Step::Ack(ack) => {
                         moved = Instant::now();
-                        self.decide(|sending| sending.acked(&ack.ranges))?;
+                        let window = self.window.max(3 * pool.bandwidth_delay()).min(BUDGET);
+                        self.decide(|sending| {
+                            sending.set_window(window);
+                            sending.acked(&ack.ranges)
+                        })?;
                         progress.send_replace(self.progress());
                         self.more.notify_waiters();
                     }
