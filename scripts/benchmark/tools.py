@@ -182,13 +182,12 @@ class Ours(Tool):
         return next((event["sent"] - event["bytes"] for event in events if event["type"] == "uploaded" and "sent" in event), None)
 
     def end(self) -> None:
-        # A job's runner outlives its worker on purpose; its trainer here is `true`, and nobody comes back for it.
-        runners = [pid for process in self._running for pid in tree(process.pid)[1:]]
         super().end()
-        for pid in runners:
+        # A job's runner outlives its worker on purpose, and may have been started in its last moment; nobody comes back for it here.
+        for pid in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
                 if os.fsencode(self.folder) in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(int(pid), signal.SIGKILL)
 
     def arrived(self) -> Path:
         for found in (self.folder / "worker").rglob("bench.yaml"):

@@ -52,6 +52,8 @@ pub(super) struct Connector {
     backoff: Backoff,
     attempt: u32,
     ever: bool,
+    /// Whether the worker has not yet taken us in over the latest link.
+    unwelcome: bool,
 }
 
 struct Signal {
@@ -76,7 +78,21 @@ impl Connector {
         let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
         let (wanted, known) = (remote.worker.clone(), KnownWorkers::new(&remote.config_dir));
         let speeds = KnownSpeeds::new(&remote.config_dir);
-        Ok(Connector { invite, api, identity, options, me, wanted, known, speeds, signal: None, backoff, attempt: 0, ever: false })
+        Ok(Connector {
+            invite,
+            api,
+            identity,
+            options,
+            me,
+            wanted,
+            known,
+            speeds,
+            signal: None,
+            backoff,
+            attempt: 0,
+            ever: false,
+            unwelcome: false,
+        })
     }
 
     /// Remembers the worker's key under its name and room, or finds that it has changed. `true`: in another room a worker of this name
@@ -112,6 +128,10 @@ impl Connector {
     /// The next link; how often it failed is told as events.
     pub(super) async fn link(&mut self, events: &mpsc::Sender<Event>) -> Result<Link, Failure> {
         let patience = Instant::now() + FIRST_PATIENCE;
+        if self.unwelcome {
+            // The last link was of no use: a worker that has no place closes it at once, and must not be asked all the time.
+            sleep(self.next_wait()?).await;
+        }
         loop {
             self.attempt += 1;
             let connecting =
@@ -119,9 +139,7 @@ impl Connector {
             let _ = events.send(connecting).await;
             let failure = match self.try_link().await {
                 Ok(link) => {
-                    self.attempt = 0;
-                    self.backoff.reset();
-                    self.ever = true;
+                    self.unwelcome = true;
                     return Ok(link);
                 }
                 Err(failure) => failure,
@@ -134,11 +152,23 @@ impl Connector {
             if !worth_it {
                 return Err(failure);
             }
-            let retry_in = self.backoff.next_wait(seal::random::<8>().map(u64::from_le_bytes)?);
+            let retry_in = self.next_wait()?;
             let retry_in_ms = retry_in.as_millis() as u64;
             let _ = events.send(Event::Disconnected { reason: failure.message, retry_in_ms }).await;
             sleep(retry_in).await;
         }
+    }
+
+    /// The worker has taken us in over the latest link.
+    pub(super) fn welcomed(&mut self) {
+        self.attempt = 0;
+        self.backoff.reset();
+        self.ever = true;
+        self.unwelcome = false;
+    }
+
+    fn next_wait(&mut self) -> Result<Duration, Failure> {
+        Ok(self.backoff.next_wait(seal::random::<8>().map(u64::from_le_bytes)?))
     }
 
     /// Waits until the server says that the worker has left the room: perhaps it has ended, perhaps only its way to the server.

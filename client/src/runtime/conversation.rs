@@ -24,7 +24,7 @@ use shared::{
 };
 use tokio::{
     sync::{Notify, mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -274,7 +274,8 @@ impl Reader {
     }
 
     async fn run_inner(&mut self, mut control: Channel, mut progress: Channel) -> Failure {
-        let mut beat = interval(HEARTBEAT);
+        // Not at once: the worker's first message from us must be the hello.
+        let mut beat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (carrier, probe, ping) = (self.carrier.clone(), self.probe.clone(), self.ping.clone());
         loop {

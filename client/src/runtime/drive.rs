@@ -250,6 +250,7 @@ impl Drive {
                 ),
             ));
         }
+        self.connector.welcomed();
         let needs_submit = self.submission.is_some() || self.until == Until::Applied || self.fetch.is_some();
         if needs_submit && grant == Grant::Watch {
             return Err(Failure::new(Code::Forbidden, "this invite only lets you watch; ask for the worker's submit invite"));

@@ -117,11 +117,6 @@ impl Flow {
         self.flows.with(|windows, _| windows.room(self.number).min(windows.piece()))
     }
 
-    /// Bytes that were sent and have not been delivered; `None`: the channel is closed.
-    pub(super) async fn outstanding(&self) -> Option<u64> {
-        self.sender.outstanding().await
-    }
-
     /// What has not been delivered yet; `None`: the channel is closed.
     async fn look(&self) -> Option<u64> {
         let outstanding = self.sender.outstanding().await?;

@@ -81,11 +81,6 @@ impl Connection {
         }
     }
 
-    /// Bytes that were sent on it and have not arrived; `None`: it is closed.
-    pub async fn outstanding(&self) -> Option<u64> {
-        self.flow.outstanding().await
-    }
-
     /// As long as this lives, retiring the connection waits.
     pub fn in_use(&self) -> TaskTrackerToken {
         self.users.token()

@@ -147,8 +147,8 @@ pub(super) async fn first_connection(pool: &Pool) -> Connection {
     found.expect("the pool is borrowed, so its sender lives")[0].clone()
 }
 
-/// Sends the manifest's bytes, and waits for the answer. Once more from the start on another connection when the one is lost before it has
-/// come, and given up when it brings nothing: the other side takes what it has already for nothing.
+/// Sends the manifest's bytes, and waits for the answer. Once more from the start on another connection when the one is lost, or has brought
+/// no answer for a while: the other side takes what it has already for nothing.
 async fn send_manifest(
     pool: &Pool,
     transfer: TransferId,
@@ -158,23 +158,28 @@ async fn send_manifest(
     let mut answer = std::pin::pin!(answer);
     loop {
         let connection = first_connection(pool).await;
-        let frames = frames_of(transfer, FrameKind::Manifest, encoded);
-        let sent = send_frames(&connection, frames).await.is_ok();
-        let mut since = Instant::now();
-        loop {
+        if send_frames(&connection, frames_of(transfer, FrameKind::Manifest, encoded)).await.is_ok() {
             tokio::select! {
                 answer = &mut answer => return answer,
-                () = connection.lost.cancelled() => break,
-                () = sleep_until(since + STALL), if sent => {
-                    since = Instant::now();
-                    if connection.outstanding().await != Some(0) {
-                        tracing::warn!(transfer, "the list of files did not arrive in {STALL:?}; its bulk connection is given up");
-                        connection.lost.cancel();
-                    }
-                }
+                () = connection.lost.cancelled() => continue,
+                () = tokio::time::sleep(STALL) => {}
             }
+            tracing::info!(transfer, "nothing was heard of the list of files in {STALL:?}; it goes over another bulk connection");
+            connection.lost.cancel();
+        }
+        // It goes from the pool once it is lost.
+        tokio::select! {
+            answer = &mut answer => return answer,
+            () = left(pool, &connection) => {}
         }
     }
+}
+
+/// Waits until the pool no longer has this connection.
+async fn left(pool: &Pool, connection: &Connection) {
+    let mut connections = pool.connections();
+    let gone = |present: &Vec<Connection>| present.iter().all(|other| other.number != connection.number);
+    let _ = connections.wait_for(gone).await;
 }
 
 async fn send_frames(connection: &Connection, frames: Vec<BytesMut>) -> Result<(), Failure> {

@@ -419,3 +419,28 @@ fn find(folder: &std::path::Path, name: &str) -> Option<std::path::PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).find_map(|path| if path.ends_with(name) { Some(path) } else { find(&path, name) })
 }
+
+/// What a transfer may take in which something is swallowed: the time until that is noticed, several times over.
+const IN_TIME: std::time::Duration = std::time::Duration::from_secs(20);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_swallows_the_list_of_files_is_given_up_for_another() {
+    let mut room = Room::new(|message| message);
+    let (client, worker) = room.connect().await;
+    let (from, to) = (Pool::default(), Pool::default());
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), None).unwrap();
+    // Nobody reads what this one brings.
+    let (swallowing, _unread) = bulk_pair(1, &client, &worker).await;
+    from.add(swallowing);
+    let mut connections = from.connections();
+    let replace = async {
+        connections.wait_for(Vec::is_empty).await.unwrap();
+        let (ours, theirs) = bulk_pair(2, &client, &worker).await;
+        from.add(ours);
+        to.add(theirs);
+    };
+    let both = async { tokio::join!(transfer(&from, &to, &store), replace) };
+    let (sent, ()) = tokio::time::timeout(IN_TIME, both).await.expect("it is noticed");
+    assert_eq!(sent.unwrap(), 8 << 20);
+}
