@@ -3,21 +3,22 @@
 //! A task of its own polls every channel, also those on which we only send: an event queue that nobody empties stalls all
 //! channels of the connection. The task ends with the channel, or when the [`Channel`] is dropped.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use webrtc::data_channel::{DataChannel, DataChannelEvent};
 
 use crate::domain::error::{Code, Failure};
 
+/// Between two looks at what has been acknowledged.
+const LOOK: Duration = Duration::from_millis(2);
+
 /// The sending half; cheap to clone.
 #[derive(Clone)]
 pub struct ChannelSender {
     inner: Arc<dyn DataChannel>,
-    /// Woken when everything that was sent has been acknowledged.
-    flushed: Arc<Notify>,
     open: watch::Receiver<bool>,
     label: &'static str,
 }
@@ -35,10 +36,9 @@ impl Channel {
         let (open_tx, open) = watch::channel(false);
         let (message_tx, messages) = mpsc::channel(capacity);
         let stop = CancellationToken::new();
-        let flushed = Arc::new(Notify::new());
-        let task = poll_events(inner.clone(), open_tx, message_tx, flushed.clone(), stop.clone());
+        let task = poll_events(inner.clone(), open_tx, message_tx, stop.clone());
         tokio::spawn(task);
-        Channel { sender: ChannelSender { inner, flushed, open, label }, messages, stop }
+        Channel { sender: ChannelSender { inner, open, label }, messages, stop }
     }
 
     /// The next message; `None` once the channel is closed.
@@ -93,12 +93,13 @@ impl ChannelSender {
     /// # Errors
     /// [`Code::NoConnection`] when the channel is closed.
     pub async fn flush(&self) -> Result<(), Failure> {
+        // The crate tells of what it has sent, not of what was acknowledged: there is nothing to wait on but the number.
+        let mut look = tokio::time::interval(LOOK);
         loop {
-            let mut flushed = std::pin::pin!(self.flushed.notified());
-            flushed.as_mut().enable();
+            look.tick().await;
             match self.outstanding().await {
                 Some(0) => return Ok(()),
-                Some(_) => flushed.await,
+                Some(_) => {}
                 None => return Err(self.closed()),
             }
         }
@@ -115,13 +116,7 @@ impl ChannelSender {
     }
 }
 
-async fn poll_events(
-    inner: Arc<dyn DataChannel>,
-    open: watch::Sender<bool>,
-    messages: mpsc::Sender<Bytes>,
-    flushed: Arc<Notify>,
-    stop: CancellationToken,
-) {
+async fn poll_events(inner: Arc<dyn DataChannel>, open: watch::Sender<bool>, messages: mpsc::Sender<Bytes>, stop: CancellationToken) {
     loop {
         let event = tokio::select! {
             biased;
@@ -140,12 +135,7 @@ async fn poll_events(
                     sent = messages.send(message.data.freeze()) => if sent.is_err() { return },
                 }
             }
-            // The threshold is zero.
-            Some(DataChannelEvent::OnBufferedAmountLow) => flushed.notify_waiters(),
-            Some(DataChannelEvent::OnClose) | None => {
-                flushed.notify_waiters();
-                return;
-            }
+            Some(DataChannelEvent::OnClose) | None => return,
             Some(_) => {}
         }
     }
