@@ -31,7 +31,9 @@ const MUCH: f64 = 1.6;
 /// With less than this left at the present rate, nothing is tried any more: opening takes about as long.
 const WORTHWHILE: Duration = Duration::from_millis(2500);
 /// A rate that falls to this part of what it was means that the path has changed.
-const COLLAPSE: f64 = 0.7;
+const COLLAPSE: f64 = 0.8;
+/// After a try that brought nothing, the next one waits for so long.
+const PAUSE: Duration = Duration::from_millis(2500);
 /// In a long transfer, one step more is tried again after so long.
 const AGAIN: Duration = Duration::from_secs(30);
 /// For opening connections; after that, those that are there are what can be had.
@@ -65,8 +67,8 @@ enum Phase {
     Settling { changed: Duration, open: Option<Duration>, before: Option<Before> },
     /// Counting since then what this number carries; the window before this one carried so much.
     Measuring { since: Duration, carried: u64, before: Option<Before>, last: Option<f64> },
-    /// Nothing is tried until the rate falls below a part of this one, or so much time has passed.
-    Content { rate: f64, until: Duration, since: Duration, carried: u64 },
+    /// Nothing is tried until the rate falls below a part of this one, at the earliest then, or until so much time has passed.
+    Content { rate: f64, earliest: Duration, until: Duration, since: Duration, carried: u64 },
 }
 
 /// What so many connections carried, bytes a second.
@@ -111,12 +113,12 @@ impl Growth {
                     self.handle_rate(look, rate, before);
                 }
             }
-            Phase::Content { rate, until, since, carried: at } if now >= since + window * 4 => {
+            Phase::Content { rate, earliest, until, since, carried: at } if now >= since + window * 4 => {
                 let present = carried.saturating_sub(at) as f64 / (now - since).as_secs_f64();
-                if present < rate * COLLAPSE || now >= until {
+                if now >= earliest && present < rate * COLLAPSE || now >= until {
                     self.phase = Phase::Measuring { since: now, carried, before: None, last: Some(present) };
                 } else {
-                    self.phase = Phase::Content { rate: rate.max(present), until, since: now, carried };
+                    self.phase = Phase::Content { rate: rate.max(present), earliest, until, since: now, carried };
                 }
             }
             Phase::Measuring { .. } | Phase::Content { .. } => {}
@@ -134,13 +136,13 @@ impl Growth {
             if !harmless {
                 self.connections = before.connections;
             }
-            self.rest(look, rate);
+            self.rest(look, rate, PAUSE);
             return;
         }
         let soon = look.left as f64 <= rate * WORTHWHILE.as_secs_f64();
         let most = if look.round_trip < SHORT { MOST_SHORT } else { MOST };
         if soon || had >= most {
-            self.rest(look, rate);
+            self.rest(look, rate, Duration::ZERO);
             return;
         }
         let step = match before {
@@ -152,8 +154,9 @@ impl Growth {
         self.phase = Phase::Settling { changed: look.now, open: None, before: Some(Before { connections: had, rate }) };
     }
 
-    fn rest(&mut self, look: Look, rate: f64) {
-        self.phase = Phase::Content { rate, until: look.now + AGAIN, since: look.now, carried: look.carried };
+    fn rest(&mut self, look: Look, rate: f64, pause: Duration) {
+        let Look { now, carried, .. } = look;
+        self.phase = Phase::Content { rate, earliest: now + pause, until: now + AGAIN, since: now, carried };
     }
 }
 
