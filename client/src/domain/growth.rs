@@ -30,10 +30,10 @@ const HARM: f64 = 0.85;
 const MUCH: f64 = 1.6;
 /// With less than this left at the present rate, nothing is tried any more: opening takes about as long.
 const WORTHWHILE: Duration = Duration::from_millis(2500);
-/// A rate that falls to this part of what it was means that the path has changed.
-const COLLAPSE: f64 = 0.8;
-/// After a try that brought nothing, the next one waits for so long.
-const PAUSE: Duration = Duration::from_millis(2500);
+/// A rate that stays below this part of the best one means that something is lost now: more connections get another try.
+const COLLAPSE: f64 = 0.85;
+/// After a try that brought nothing, the next one waits for so long; after each further one for twice as long.
+const PAUSE: Duration = Duration::from_millis(1500);
 /// In a long transfer, one step more is tried again after so long.
 const AGAIN: Duration = Duration::from_secs(30);
 /// For opening connections; after that, those that are there are what can be had.
@@ -58,6 +58,10 @@ pub struct Look {
 #[derive(Debug)]
 pub struct Growth {
     connections: u32,
+    /// The best rate that was measured since the last try that brought nothing, bytes a second.
+    best: f64,
+    /// How long the next try waits if this one brings nothing.
+    pause: Duration,
     phase: Phase,
 }
 
@@ -67,8 +71,8 @@ enum Phase {
     Settling { changed: Duration, open: Option<Duration>, before: Option<Before> },
     /// Counting since then what this number carries; the window before this one carried so much.
     Measuring { since: Duration, carried: u64, before: Option<Before>, last: Option<f64> },
-    /// Nothing is tried until the rate falls below a part of this one, at the earliest then, or until so much time has passed.
-    Content { rate: f64, earliest: Duration, until: Duration, since: Duration, carried: u64 },
+    /// Nothing is tried while the rate is near the best one, at least until then; something in any case after so much time.
+    Content { earliest: Duration, until: Duration, since: Duration, carried: u64 },
 }
 
 /// What so many connections carried, bytes a second.
@@ -80,7 +84,7 @@ struct Before {
 
 impl Default for Growth {
     fn default() -> Self {
-        Growth { connections: 1, phase: Phase::Settling { changed: Duration::ZERO, open: None, before: None } }
+        Growth { connections: 1, best: 0.0, pause: PAUSE, phase: Phase::Settling { changed: Duration::ZERO, open: None, before: None } }
     }
 }
 
@@ -113,12 +117,13 @@ impl Growth {
                     self.handle_rate(look, rate, before);
                 }
             }
-            Phase::Content { rate, earliest, until, since, carried: at } if now >= since + window * 4 => {
+            Phase::Content { earliest, until, since, carried: at } if now >= since + window * 4 => {
                 let present = carried.saturating_sub(at) as f64 / (now - since).as_secs_f64();
-                if now >= earliest && present < rate * COLLAPSE || now >= until {
+                if now >= earliest && present < self.best * COLLAPSE || now >= until {
                     self.phase = Phase::Measuring { since: now, carried, before: None, last: Some(present) };
                 } else {
-                    self.phase = Phase::Content { rate: rate.max(present), earliest, until, since: now, carried };
+                    self.best = self.best.max(present);
+                    self.phase = Phase::Content { earliest, until, since: now, carried };
                 }
             }
             Phase::Measuring { .. } | Phase::Content { .. } => {}
@@ -136,13 +141,17 @@ impl Growth {
             if !harmless {
                 self.connections = before.connections;
             }
-            self.rest(look, rate, PAUSE);
+            // The first try says little: where nothing was lost yet, one carries as much as several.
+            self.best = if before.connections == 1 { self.best.max(before.rate).max(rate) } else { rate };
+            self.rest(look, self.pause);
+            self.pause = (self.pause * 2).min(AGAIN);
             return;
         }
         let soon = look.left as f64 <= rate * WORTHWHILE.as_secs_f64();
         let most = if look.round_trip < SHORT { MOST_SHORT } else { MOST };
         if soon || had >= most {
-            self.rest(look, rate, Duration::ZERO);
+            self.best = self.best.max(rate);
+            self.rest(look, Duration::ZERO);
             return;
         }
         let step = match before {
@@ -154,9 +163,9 @@ impl Growth {
         self.phase = Phase::Settling { changed: look.now, open: None, before: Some(Before { connections: had, rate }) };
     }
 
-    fn rest(&mut self, look: Look, rate: f64, pause: Duration) {
+    fn rest(&mut self, look: Look, pause: Duration) {
         let Look { now, carried, .. } = look;
-        self.phase = Phase::Content { rate, earliest: now + pause, until: now + AGAIN, since: now, carried };
+        self.phase = Phase::Content { earliest: now + pause, until: now + AGAIN, since: now, carried };
     }
 }
 
