@@ -111,7 +111,10 @@ impl Growth {
             }
             Phase::Measuring { since, carried: at, before, last } if now >= since + window => {
                 let rate = carried.saturating_sub(at) as f64 / (now - since).as_secs_f64();
-                if before.is_none() && last.is_none_or(|last| rate > last * RISING) {
+                let rising = before.is_none() && last.is_none_or(|last| rate > last * RISING);
+                // What brought nothing may still be starting: it gets a second window.
+                let unsure = last.is_none() && before.is_some_and(|before| rate < before.rate * GAIN);
+                if rising || unsure {
                     self.phase = Phase::Measuring { since: now, carried, before, last: Some(rate) };
                 } else {
                     self.handle_rate(look, rate, before);
