@@ -26,6 +26,8 @@ const GAIN: f64 = 1.15;
 /// A few that bring nothing stay on a path that is not short, unless they leave less than this: where one does as well, nothing has been lost so
 /// far, and when something is, it costs one of several a part of its share and not the only one half of the path.
 const HARM: f64 = 0.85;
+/// What more than a few must bring to stay, if it is not enough to go on.
+const HELPS: f64 = 1.04;
 /// What they must bring for the next step to be as large as the first, and not only a doubling.
 const MUCH: f64 = 1.6;
 /// With less than this left at the present rate, nothing is tried any more: opening takes about as long.
@@ -140,7 +142,8 @@ impl Growth {
         if let Some(before) = before
             && gain < GAIN
         {
-            let harmless = had <= FIRST_STEP && look.round_trip >= SHORT && gain > HARM;
+            let least = if had <= FIRST_STEP { HARM } else { HELPS };
+            let harmless = look.round_trip >= SHORT && gain > least;
             if !harmless {
                 self.connections = before.connections;
             }
