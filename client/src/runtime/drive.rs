@@ -200,6 +200,10 @@ impl Drive {
 
     async fn converse(&mut self, talk: &mut Conversation, transfers: &mut Transfers) -> Result<End, Failure> {
         self.hello(talk).await?;
+        if self.submission.is_some() && !self.known.uploaded {
+            // While the worker looks at the submission, the first connection for it is opened.
+            talk.keep_bulk(1);
+        }
         match self.begin(talk).await? {
             Some(end) => return Ok(end),
             None => self.follow(talk, transfers).await?,

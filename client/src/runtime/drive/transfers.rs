@@ -105,6 +105,10 @@ impl Transfers {
             (None, Some(began)) => (began, *self.download.borrow()),
             (None, None) => return,
         };
+        if progress.needed_bytes == 0 {
+            // Not known yet: so far, only the list of files has travelled.
+            return;
+        }
         let look = Look {
             now: began.elapsed(),
             carried: talk.carried(),

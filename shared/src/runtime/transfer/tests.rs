@@ -323,6 +323,48 @@ async fn a_connection_that_swallows_chunks_is_given_up_for_another() {
     assert!(rest.unwrap() > 0);
 }
 
+/// Transfers the package, and lets one of two connections go as soon as something is on disk, at one end.
+async fn transfer_with_retirement(from: &Pool, to: &Pool, store: &Store, retiring: &Pool) {
+    let (ours, mut theirs) = step_ports();
+    let sent = watch::Sender::new(Progress::default());
+    let (mut acked, mut left) = (sent.subscribe(), from.connections());
+    let sending = send(outgoing(), from, ours, &sent);
+    let receiving = async {
+        let Some(Step::Meta(meta)) = theirs.rx.recv().await else { panic!("it begins with an announcement") };
+        let begun = store.begin("owner", &meta.manifest)?;
+        receive(meta, begun, to, theirs, watch::Sender::new(Progress::default())).await
+    };
+    let retire = async {
+        acked.wait_for(|progress| progress.acked_bytes > 0).await.unwrap();
+        retiring.retire(2);
+        left.wait_for(|connections| connections.len() == 1).await.unwrap();
+    };
+    let (sent_result, received, ()) = tokio::join!(sending, receiving, retire);
+    sent_result.unwrap();
+    received.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_its_sender_lets_go_brings_what_it_carries() {
+    let mut room = Room::new(|message| message);
+    let (from, to, _client, _worker) = pools(&mut room, 2).await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), None).unwrap();
+    transfer_with_retirement(&from, &to, &store, &from).await;
+    let carried = to.carried();
+    assert!(carried < (8 << 20) + (128 << 10), "no chunk travelled twice: {carried}");
+    assert!(from.carried() > 7 << 20 && from.round_trip().is_some(), "{}", from.carried());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_its_receiver_lets_go_costs_only_what_it_carried() {
+    let mut room = Room::new(|message| message);
+    let (from, to, _client, _worker) = pools(&mut room, 2).await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), None).unwrap();
+    transfer_with_retirement(&from, &to, &store, &to).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_package_that_does_not_fit_is_refused_before_its_first_byte() {
     let mut room = Room::new(|message| message);
