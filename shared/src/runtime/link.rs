@@ -40,6 +40,8 @@ const PROBE: Duration = Duration::from_millis(1500);
 /// The receive windows of bulk connections: the first one's and every further one's, in bytes. With 32 of them, what a receiver can be
 /// made to hold stays within 64 MiB; how much of it is used is the sender's decision.
 const FIRST_WINDOW: u32 = 8 << 20;
+/// The first one's on a local network: more would only overrun the socket's buffer, and what is lost there takes long to repair.
+const LOCAL_WINDOW: u32 = 2 << 20;
 const FURTHER_WINDOW: u32 = 1792 << 10;
 /// What the sender may have under way on one bulk connection, at most; it holds back by itself long before.
 const BULK_SEND_LIMIT: usize = 64 << 20;
@@ -481,7 +483,12 @@ pub async fn answer_bulk(number: u32, key: &Secret<[u8; 32]>, options: &PeerOpti
 }
 
 fn bulk_options(number: u32, options: &PeerOptions) -> PeerOptions {
-    let receive_window = Some(if number > 1 { FURTHER_WINDOW } else { FIRST_WINDOW });
+    let local = options.path_mtu.get().is_some();
+    let receive_window = Some(match number {
+        1 if local => LOCAL_WINDOW,
+        1 => FIRST_WINDOW,
+        _ => FURTHER_WINDOW,
+    });
     PeerOptions { receive_window, send_limit: Some(BULK_SEND_LIMIT), ..options.clone() }
 }
 
