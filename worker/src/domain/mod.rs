@@ -6,7 +6,7 @@
 //! * what its messages mean: [`progress`]; what it prints: [`log`]
 //! * when its best model is copied to be sent while it goes on: [`checkpoint`]
 //! * how it ended: [`outcome`]
-//! * how fast a path is, for a plan: [`probe`]
+//! * how fast a path is, for a plan: [`probe`]; whether a client is still there: [`pulse`]
 //! * sizes as people write them: [`size`]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -18,6 +18,7 @@ pub mod outcome;
 pub mod package;
 pub mod probe;
 pub mod progress;
+pub mod pulse;
 pub mod script;
 pub mod size;
 pub mod trainer;

@@ -31,7 +31,7 @@ use shared::{
     },
 };
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
@@ -40,6 +40,7 @@ use super::{
     gpu,
     jobs::Jobs,
     now_ms,
+    places::Places,
     room::{self, Room},
     session::{Desk, serve},
     upload::Uploads,
@@ -172,7 +173,7 @@ impl Drop for Seat {
 impl Agent {
     async fn run(mut self) -> Result<(), Failure> {
         let (link_tx, mut links) = mpsc::channel(4);
-        let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
+        let places = Places::new(MAX_CLIENTS);
         let mut seat = self.take_seat(&link_tx, false).await?;
         let mut renew = interval(RENEW);
         let mut refresh = interval(REFRESH);
@@ -184,7 +185,12 @@ impl Agent {
             tokio::select! {
                 event = seat.events.recv() => match event {
                     Some(SignalEvent::Message(ToPeer::Renewed { expires_at })) => tracing::debug!(expires_at, "the room was renewed"),
-                    Some(SignalEvent::Message(message)) => seat.answerer.handle(message, &self.options).await,
+                    Some(SignalEvent::Message(message)) => {
+                        if let ToPeer::PeerLeft { peer_id } = &message {
+                            places.left(peer_id);
+                        }
+                        seat.answerer.handle(message, &self.options).await;
+                    }
                     Some(SignalEvent::Registered { expires_at, ice_servers, .. }) => self.registered(&mut seat, expires_at, ice_servers).await,
                     Some(SignalEvent::Lost { failure, retry_in }) => { let _ = self.events.send(AgentEvent::Waiting { failure, retry_in }).await; }
                     Some(SignalEvent::Refused(failure)) if failure.code == Code::RoomNotFound => {
@@ -196,7 +202,7 @@ impl Agent {
                     None if self.shutdown.token.is_cancelled() => return Ok(()),
                     None => return Err(Failure::new(Code::Internal, "the connection to the signaling server has ended")),
                 },
-                Some((peer, link)) = links.recv() => self.serve(&slots, peer, link),
+                Some((peer, link)) = links.recv() => self.serve(&places, peer, link),
                 _ = renew.tick() => { let _ = seat.signal.send(ToServer::Renew).await; }
                 _ = clean_up.tick() => self.clean_up(),
                 _ = refresh.tick() => {
@@ -248,15 +254,15 @@ impl Agent {
         let _ = self.events.send(opened).await;
     }
 
-    fn serve(&self, slots: &Arc<Semaphore>, peer: PeerId, link: Link) {
-        let Ok(slot) = slots.clone().try_acquire_owned() else {
-            tracing::warn!(%peer, "a client was turned away: {MAX_CLIENTS} are connected already");
-            return;
-        };
-        let (desk, options) = (self.desk.clone(), self.options.clone());
+    fn serve(&self, places: &Places, peer: PeerId, link: Link) {
+        let (desk, options, stop) = (self.desk.clone(), self.options.clone(), self.shutdown.token.clone());
+        let asking = places.ask(peer.clone(), link.proven.remote_key);
         self.shutdown.spawn(async move {
-            serve(desk, link, peer, options).await;
-            drop(slot);
+            match stop.run_until_cancelled(asking.place()).await {
+                Some(Some(place)) => serve(desk, link, peer, options, place.doubt()).await,
+                Some(None) => tracing::warn!(%peer, "a client was turned away: {MAX_CLIENTS} are connected already"),
+                None => {}
+            }
         });
     }
 
