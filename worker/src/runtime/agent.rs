@@ -360,7 +360,7 @@ impl Facts {
             serde_json::json!({
                 "status": if info.jobs == 0 { "available" } else { "busy" },
                 "gpu_model": gpu.map(|gpu| gpu.name.clone()),
-                "gpu_memory_mb": gpu.map(|gpu| gpu.memory / 1_000_000),
+                "gpu_memory_mb": gpu.and_then(|gpu| gpu.memory).map(|memory| memory.total / 1_000_000),
             }),
         );
         metadata.insert("worker".into(), serde_json::to_value(&info).expect("facts have string keys only"));

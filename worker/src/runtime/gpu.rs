@@ -1,7 +1,7 @@
 //! The machine's GPUs, through NVIDIA's management library; a machine without them has none, which is no error.
 
 use nvml_wrapper::Nvml;
-use shared::domain::message::Gpu;
+use shared::domain::message::{Gpu, Memory};
 
 /// The GPUs that there are at this moment, with their free memory. Empty where there is no GPU, no driver, or no answer.
 ///
@@ -19,11 +19,9 @@ pub fn list() -> Vec<Gpu> {
     (0..count)
         .filter_map(|index| {
             let device = nvml.device_by_index(index).ok()?;
-            let memory = device.memory_info().ok();
             Some(Gpu {
                 name: device.name().unwrap_or_else(|_| "NVIDIA GPU".into()),
-                memory: memory.as_ref().map_or(0, |memory| memory.total),
-                memory_free: memory.as_ref().map_or(0, |memory| memory.free),
+                memory: device.memory_info().ok().map(|memory| Memory { total: memory.total, free: memory.free }),
                 driver: driver.clone(),
             })
         })
@@ -35,7 +33,7 @@ mod tests {
     #[test]
     fn a_machine_answers_with_or_without_a_gpu() {
         for gpu in super::list() {
-            assert!(!gpu.name.is_empty() && gpu.memory_free <= gpu.memory);
+            assert!(!gpu.name.is_empty() && gpu.memory.is_none_or(|memory| memory.free <= memory.total));
         }
     }
 }
