@@ -8,11 +8,13 @@
 //! * how it ended: [`outcome`]
 //! * how fast a path is, for a plan: [`probe`]; whether a client is still there: [`pulse`]
 //! * sizes as people write them: [`size`]
+//! * which GPUs a trainer sees: [`gpus`]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod checkpoint;
 pub mod command;
 pub mod config;
+pub mod gpus;
 pub mod log;
 pub mod outcome;
 pub mod package;
