@@ -3,10 +3,14 @@
 use shared::domain::{
     error::{Code, Failure},
     id::PeerId,
-    message::{Gpu, WorkerInfo},
+    message::{Gpu, Memory, WorkerInfo},
 };
 
 use super::{format, text};
+
+/// GPUs that are named, at most.
+const MAX_GPUS: usize = 8;
+const UNKNOWN: &str = "memory unknown";
 
 /// Chooses a worker. `wanted` is a name or a peer id, or a beginning of one that fits a single worker; `own` is the worker that
 /// printed the invite.
@@ -43,12 +47,44 @@ pub fn gpus(gpus: &[Gpu]) -> String {
     if gpus.is_empty() {
         return "no GPU".into();
     }
-    let one = |gpu: &Gpu| format!("{}, {} of {} free", gpu.name, format::memory(gpu.memory_free), format::memory(gpu.memory));
-    gpus.iter().take(8).map(one).collect::<Vec<_>>().join("; ")
+    let one = |gpu: &Gpu| match gpu.memory {
+        Some(Memory { total, free }) => format!("{}, {} of {} free", gpu.name, format::memory(free), format::memory(total)),
+        None => format!("{}, {UNKNOWN}", gpu.name),
+    };
+    gpus.iter().take(MAX_GPUS).map(one).collect::<Vec<_>>().join("; ")
+}
+
+/// The same for a list, equal GPUs together and each kind in at most `width` characters: `2 × NVIDIA H200, 140 GiB free`. Where one
+/// kind is too long its name is cut, and never its memory.
+pub fn gpus_in_short(gpus: &[Gpu], width: usize) -> String {
+    let mut kinds: Vec<Vec<&Gpu>> = Vec::new();
+    for gpu in gpus.iter().take(MAX_GPUS) {
+        let same = |kind: &&mut Vec<&Gpu>| kind[0].name == gpu.name && kind[0].memory.is_some() == gpu.memory.is_some();
+        match kinds.iter_mut().find(same) {
+            Some(kind) => kind.push(gpu),
+            None => kinds.push(vec![gpu]),
+        }
+    }
+    if kinds.is_empty() {
+        return "no GPU".into();
+    }
+    kinds.iter().map(|kind| kind_in_short(kind, width)).collect::<Vec<_>>().join("; ")
+}
+
+fn kind_in_short(kind: &[&Gpu], width: usize) -> String {
+    let count = if kind.len() > 1 { format!("{} × ", kind.len()) } else { String::new() };
+    let free = || kind.iter().filter_map(|gpu| gpu.memory).map(|memory| memory.free);
+    let memory = match (free().min().map(format::memory), free().max().map(format::memory)) {
+        (Some(least), Some(most)) if least == most => format!("{most} free"),
+        (Some(least), Some(most)) => format!("{least} to {most} free"),
+        _ => UNKNOWN.to_owned(),
+    };
+    let room = width.saturating_sub(count.chars().count() + 2 + memory.chars().count());
+    format!("{count}{}, {memory}", text::shorten(&text::line(&kind[0].name), room))
 }
 
 fn free_gpu_memory(worker: &WorkerInfo) -> u64 {
-    worker.gpus.iter().map(|gpu| gpu.memory_free).max().unwrap_or(0)
+    worker.gpus.iter().filter_map(|gpu| gpu.memory).map(|memory| memory.free).max().unwrap_or(0)
 }
 
 fn named<'a>(workers: &'a [WorkerInfo], wanted: &str) -> Result<&'a WorkerInfo, Failure> {
@@ -81,7 +117,7 @@ mod tests {
     use super::*;
 
     fn worker(peer: &str, name: &str, free: &[u64], jobs: u32) -> WorkerInfo {
-        let gpu = |free: &u64| Gpu { name: "A40".into(), memory: 48 << 30, memory_free: free << 30, driver: "1".into() };
+        let gpu = |free: &u64| gpu("A40", Some(*free));
         WorkerInfo {
             peer: peer.parse().unwrap(),
             name: name.into(),
@@ -91,6 +127,10 @@ mod tests {
             jobs,
             disk_free: 0,
         }
+    }
+
+    fn gpu(name: &str, free: Option<u64>) -> Gpu {
+        Gpu { name: name.into(), memory: free.map(|free| Memory { total: 48 << 30, free: free << 30 }), driver: "1".into() }
     }
 
     fn room() -> Vec<WorkerInfo> {
@@ -137,5 +177,24 @@ mod tests {
     fn a_worker_without_a_gpu_says_so() {
         assert_eq!(describe(&room()[0]), "lab-cpu (p-cpu): no GPU, 0 jobs");
         assert_eq!(describe(&room()[2]), "lab-big (p-big): A40, 5.00 GiB of 48.0 GiB free; A40, 20.0 GiB of 48.0 GiB free, 1 job");
+        assert_eq!(gpus(&[gpu("A40", None)]), "A40, memory unknown");
+    }
+
+    #[test]
+    fn in_short_equal_gpus_are_together_and_memory_is_never_cut() {
+        let long = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition";
+        let cases: [(&[Gpu], &str); 8] = [
+            (&[], "no GPU"),
+            (&[gpu("NVIDIA H200", Some(20))], "NVIDIA H200, 20.0 GiB free"),
+            (&[gpu("H200", Some(20)), gpu("H200", Some(20))], "2 × H200, 20.0 GiB free"),
+            (&[gpu("H200", Some(30)), gpu("H200", Some(20))], "2 × H200, 20.0 GiB to 30.0 GiB free"),
+            (&[gpu("H200", Some(20)), gpu("T4", Some(2)), gpu("H200", Some(20))], "2 × H200, 20.0 GiB free; T4, 2.00 GiB free"),
+            (&[gpu("H200", None), gpu("H200", None)], "2 × H200, memory unknown"),
+            (&[gpu("H200", None), gpu("H200", Some(0))], "H200, memory unknown; H200, 0 B free"),
+            (&[gpu(long, Some(20)), gpu(long, Some(30))], "2 × NVIDIA RTX PRO 6…, 20.0 GiB to 30.0 GiB free"),
+        ];
+        for (gpus, short) in cases {
+            assert_eq!(gpus_in_short(gpus, 48), short);
+        }
     }
 }

@@ -21,6 +21,14 @@ pub fn block(text: &str) -> String {
     clean(text, true)
 }
 
+/// At most so many characters, the last one of a longer text `…`.
+pub fn shorten(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
 fn clean(text: &str, newlines: bool) -> String {
     let mut shown = String::with_capacity(text.len().min(MAX_CHARS));
     for (index, c) in redact(text).chars().enumerate() {

@@ -79,13 +79,18 @@ impl Lab {
 
     /// The signaling server.
     pub(crate) fn server(&self) -> Restartable {
-        let (address, data) = (format!("{}:8001", self.address), self.path("server"));
+        let (address, data) = (self.server_address(), self.path("server"));
         let base = self.base(self.server_side, "webrtc-server", "server-home");
         self.restartable("server", "listening", move || {
             let mut command = base();
             command.args(["--json", "--listen", &address, "--data-dir"]).arg(&data);
             command
         })
+    }
+
+    /// Where the server listens.
+    pub(crate) fn server_address(&self) -> String {
+        format!("{}:8001", self.address)
     }
 
     /// A worker whose trainer is one of test_files, by its path there.

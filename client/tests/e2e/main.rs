@@ -1,8 +1,8 @@
 //! The three real programs together: jobs from package to models, and whatever may break on the way.
 //!
 //! * `lab`: a server, a worker and clients with folders of their own; `program`: one of them, its events and its end
-//! * `package`: what is submitted; `cable`: two network namespaces and the link between them
-//! * the tests: `trainings`, `checkpoints`, `uploads`, `commands`, `queue`, `leaving`, `path`, `plan`
+//! * `package`: what is submitted; `cable`: two network namespaces and the link between them; `wire`: a way to the server that can be cut
+//! * the tests: `trainings`, `checkpoints`, `uploads`, `commands`, `queue`, `leaving`, `places`, `path`, `plan`
 //!
 //! Trainers are Python: `WEBRTC_TEST_PYTHON` names an interpreter with test_files/requirements.txt, otherwise it is `.venv`'s.
 
@@ -13,8 +13,10 @@ mod lab;
 mod leaving;
 mod package;
 mod path;
+mod places;
 mod plan;
 mod program;
 mod queue;
 mod trainings;
 mod uploads;
+mod wire;

@@ -42,15 +42,49 @@ pub const PLAN_TRANSFER: TransferId = 0;
 
 /// One GPU of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "GpuOnTheWire", into = "GpuOnTheWire")]
 pub struct Gpu {
     /// The product name.
     pub name: String,
-    /// Total memory in bytes.
-    pub memory: u64,
-    /// Free memory in bytes.
-    pub memory_free: u64,
+    /// Its memory; `None`: the driver did not tell.
+    pub memory: Option<Memory>,
     /// The driver's version.
     pub driver: String,
+}
+
+/// A GPU's memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it.
+    pub total: u64,
+    /// What is free.
+    pub free: u64,
+}
+
+/// As the first version has it: both numbers are there, and unknown ones are 0.
+#[derive(Serialize, Deserialize)]
+struct GpuOnTheWire {
+    name: String,
+    #[serde(default)]
+    memory: Option<u64>,
+    #[serde(default)]
+    memory_free: Option<u64>,
+    driver: String,
+}
+
+impl From<GpuOnTheWire> for Gpu {
+    fn from(gpu: GpuOnTheWire) -> Self {
+        let GpuOnTheWire { name, memory, memory_free, driver } = gpu;
+        let known = memory.filter(|total| *total > 0).zip(memory_free);
+        Gpu { name, memory: known.map(|(total, free)| Memory { total, free }), driver }
+    }
+}
+
+impl From<Gpu> for GpuOnTheWire {
+    fn from(gpu: Gpu) -> Self {
+        let Memory { total, free } = gpu.memory.unwrap_or(Memory { total: 0, free: 0 });
+        GpuOnTheWire { name: gpu.name, memory: Some(total), memory_free: Some(free), driver: gpu.driver }
+    }
 }
 
 /// What a worker says about itself.
@@ -643,6 +677,26 @@ mod tests {
         assert_eq!(ToWorker::decode("PING::{}").unwrap_err().code, Code::InvalidRequest);
         assert_eq!(ToWorker::decode("hello").unwrap_err().code, Code::InvalidRequest);
         assert_eq!(ToWorker::decode(&"X".repeat(MAX_MESSAGE + 1)).unwrap_err().code, Code::TooLarge);
+    }
+
+    #[test]
+    fn a_gpu_of_unknown_memory_is_understood_by_old_and_new() {
+        let gpu = |memory| Gpu { name: "T4".into(), memory, driver: "1".into() };
+        let read = |text: &str| serde_json::from_str::<Gpu>(text).unwrap();
+        let known = gpu(Some(Memory { total: 15, free: 0 }));
+        let unknown = gpu(None);
+        // Older peers know nothing but numbers here.
+        assert_eq!(serde_json::to_string(&known).unwrap(), r#"{"name":"T4","memory":15,"memory_free":0,"driver":"1"}"#);
+        assert_eq!(serde_json::to_string(&unknown).unwrap(), r#"{"name":"T4","memory":0,"memory_free":0,"driver":"1"}"#);
+        assert_eq!(read(r#"{"name":"T4","memory":15,"memory_free":0,"driver":"1"}"#), known);
+        for text in [
+            r#"{"name":"T4","memory":0,"memory_free":0,"driver":"1"}"#,
+            r#"{"name":"T4","memory":null,"memory_free":null,"driver":"1"}"#,
+            r#"{"name":"T4","memory":15,"driver":"1"}"#,
+            r#"{"name":"T4","driver":"1"}"#,
+        ] {
+            assert_eq!(read(text), unknown, "{text}");
+        }
     }
 
     proptest! {

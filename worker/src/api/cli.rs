@@ -211,7 +211,7 @@ fn run(args: RunArgs) -> Result<(), Failure> {
     let config = configure(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new(Code::Internal, format!("the worker cannot start: {error}")))?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         let shutdown = Shutdown::new();
         shutdown.listen_for_signals()?;
         let (events, shown) = mpsc::channel(16);
@@ -220,7 +220,10 @@ fn run(args: RunArgs) -> Result<(), Failure> {
         shutdown.drain(GOODBYE).await;
         let _ = showing.await;
         result
-    })
+    });
+    // A GPU driver that does not answer must not keep us.
+    runtime.shutdown_timeout(GOODBYE);
+    result
 }
 
 fn configure(args: RunArgs) -> Result<AgentConfig, Failure> {
@@ -256,6 +259,7 @@ fn configure(args: RunArgs) -> Result<AgentConfig, Failure> {
             trainers: section.trainers,
         },
         exe,
+        visible_devices: std::env::var_os("CUDA_VISIBLE_DEVICES").map(|text| text.to_string_lossy().into_owned()),
     })
 }
 

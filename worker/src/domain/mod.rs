@@ -6,18 +6,21 @@
 //! * what its messages mean: [`progress`]; what it prints: [`log`]
 //! * when its best model is copied to be sent while it goes on: [`checkpoint`]
 //! * how it ended: [`outcome`]
-//! * how fast a path is, for a plan: [`probe`]
+//! * how fast a path is, for a plan: [`probe`]; whether a client is still there: [`pulse`]
 //! * sizes as people write them: [`size`]
+//! * which GPUs a trainer sees: [`gpus`]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod checkpoint;
 pub mod command;
 pub mod config;
+pub mod gpus;
 pub mod log;
 pub mod outcome;
 pub mod package;
 pub mod probe;
 pub mod progress;
+pub mod pulse;
 pub mod script;
 pub mod size;
 pub mod trainer;

@@ -17,7 +17,7 @@ use shared::{
         error::{Code, Failure},
         id::{PeerId, Secret},
         invite::{Grant, Invite},
-        message::{Gpu, WorkerInfo},
+        message::WorkerInfo,
         signal::{IceServer, Metadata, Role, SignIn, ToPeer, ToServer},
     },
     runtime::{
@@ -31,21 +31,22 @@ use shared::{
     },
 };
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
-    time::{MissedTickBehavior, interval},
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    gpu,
+    gpu::Gpus,
     jobs::Jobs,
     now_ms,
+    places::Places,
     room::{self, Room},
     session::{Desk, serve},
     upload::Uploads,
     workspace::Workspace,
 };
-use crate::domain::trainer::TrainerSettings;
+use crate::domain::{gpus, trainer::TrainerSettings};
 
 /// Between two renewals of the room, which lives for two hours unless told otherwise.
 const RENEW: Duration = Duration::from_secs(20 * 60);
@@ -88,6 +89,8 @@ pub struct AgentConfig {
     pub trainers: TrainerSettings,
     /// This program, to start runners from.
     pub exe: PathBuf,
+    /// `CUDA_VISIBLE_DEVICES`, as trainers get it.
+    pub visible_devices: Option<String>,
 }
 
 /// What an agent tells whoever shows it.
@@ -125,7 +128,9 @@ pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown
         .with_holds(Arc::new(Workspace::open(&config.data_dir)?))
         .with_sharing(config.sharing);
     let jobs = Jobs::open(&config.data_dir, config.trainers.clone(), config.exe.clone(), config.parallel, stop.clone()).await?;
-    let facts = Arc::new(Facts::new(&config, &identity, jobs.clone()));
+    let gpus = Arc::new(Gpus::new(config.visible_devices.clone()));
+    gpus.look().await;
+    let facts = Arc::new(Facts::new(&config, &identity, jobs.clone(), gpus.clone()));
     let desk = Desk::new(jobs.clone(), Arc::new(store), facts.clone(), stop.clone());
     let mut bind = config.bind.clone();
     if bind.is_empty() {
@@ -136,10 +141,20 @@ pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown
     }
     let options = PeerOptions { ice_servers: config.ice_servers.clone(), bind, relay_only: config.relay_only, ..PeerOptions::default() };
     let agent = Agent { config, api, identity, desk, facts, options, events, shutdown: shutdown.clone() };
+    let watching = stop.clone();
+    shutdown.spawn(async move { watching.run_until_cancelled(watch(&gpus)).await });
     let result = stop.run_until_cancelled(agent.run()).await.unwrap_or(Ok(()));
     stop.cancel();
     jobs.drain().await;
     result
+}
+
+/// Looks at the GPUs every now and then, in a task of its own: a driver that does not answer holds nobody else up.
+async fn watch(gpus: &Gpus) {
+    loop {
+        sleep(REFRESH).await;
+        gpus.look().await;
+    }
 }
 
 struct Agent {
@@ -172,7 +187,7 @@ impl Drop for Seat {
 impl Agent {
     async fn run(mut self) -> Result<(), Failure> {
         let (link_tx, mut links) = mpsc::channel(4);
-        let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
+        let places = Places::new(MAX_CLIENTS);
         let mut seat = self.take_seat(&link_tx, false).await?;
         let mut renew = interval(RENEW);
         let mut refresh = interval(REFRESH);
@@ -184,7 +199,12 @@ impl Agent {
             tokio::select! {
                 event = seat.events.recv() => match event {
                     Some(SignalEvent::Message(ToPeer::Renewed { expires_at })) => tracing::debug!(expires_at, "the room was renewed"),
-                    Some(SignalEvent::Message(message)) => seat.answerer.handle(message, &self.options).await,
+                    Some(SignalEvent::Message(message)) => {
+                        if let ToPeer::PeerLeft { peer_id } = &message {
+                            places.left(peer_id);
+                        }
+                        seat.answerer.handle(message, &self.options).await;
+                    }
                     Some(SignalEvent::Registered { expires_at, ice_servers, .. }) => self.registered(&mut seat, expires_at, ice_servers).await,
                     Some(SignalEvent::Lost { failure, retry_in }) => { let _ = self.events.send(AgentEvent::Waiting { failure, retry_in }).await; }
                     Some(SignalEvent::Refused(failure)) if failure.code == Code::RoomNotFound => {
@@ -196,11 +216,11 @@ impl Agent {
                     None if self.shutdown.token.is_cancelled() => return Ok(()),
                     None => return Err(Failure::new(Code::Internal, "the connection to the signaling server has ended")),
                 },
-                Some((peer, link)) = links.recv() => self.serve(&slots, peer, link),
+                Some((peer, link)) = links.recv() => self.serve(&places, peer, link),
                 _ = renew.tick() => { let _ = seat.signal.send(ToServer::Renew).await; }
                 _ = clean_up.tick() => self.clean_up(),
                 _ = refresh.tick() => {
-                    if self.facts.refresh() {
+                    if self.facts.changed() {
                         let _ = seat.signal.send(ToServer::UpdateMetadata { metadata: self.facts.metadata(&seat.room) }).await;
                     }
                 }
@@ -248,15 +268,15 @@ impl Agent {
         let _ = self.events.send(opened).await;
     }
 
-    fn serve(&self, slots: &Arc<Semaphore>, peer: PeerId, link: Link) {
-        let Ok(slot) = slots.clone().try_acquire_owned() else {
-            tracing::warn!(%peer, "a client was turned away: {MAX_CLIENTS} are connected already");
-            return;
-        };
-        let (desk, options) = (self.desk.clone(), self.options.clone());
+    fn serve(&self, places: &Places, peer: PeerId, link: Link) {
+        let (desk, options, stop) = (self.desk.clone(), self.options.clone(), self.shutdown.token.clone());
+        let asking = places.ask(peer.clone(), link.proven.remote_key);
         self.shutdown.spawn(async move {
-            serve(desk, link, peer, options).await;
-            drop(slot);
+            match stop.run_until_cancelled(asking.place()).await {
+                Some(Some(place)) => serve(desk, link, peer, options, place.doubt()).await,
+                Some(None) => tracing::warn!(%peer, "a client was turned away: {MAX_CLIENTS} are connected already"),
+                None => {}
+            }
         });
     }
 
@@ -289,7 +309,7 @@ impl Agent {
                 Err(failure) if failure.is_transient() => {
                     let retry_in = backoff.next_wait(u64::from_le_bytes(seal::random::<8>()?));
                     let _ = self.events.send(AgentEvent::Waiting { failure, retry_in }).await;
-                    tokio::time::sleep(retry_in).await;
+                    sleep(retry_in).await;
                 }
                 other => return other,
             }
@@ -297,38 +317,37 @@ impl Agent {
     }
 }
 
-/// What the worker says about itself; the slow part is looked up every now and then.
+/// What the worker says about itself.
 struct Facts {
     name: String,
     trainers: Vec<String>,
     data_dir: PathBuf,
     jobs: Jobs,
-    gpus: watch::Sender<Vec<Gpu>>,
+    gpus: Arc<Gpus>,
     published: std::sync::Mutex<Option<WorkerInfo>>,
     peer: PeerId,
     key: [u8; 32],
 }
 
 impl Facts {
-    fn new(config: &AgentConfig, identity: &Identity, jobs: Jobs) -> Self {
+    fn new(config: &AgentConfig, identity: &Identity, jobs: Jobs, gpus: Arc<Gpus>) -> Self {
         Facts {
             name: config.name.clone(),
             trainers: config.trainers.names(),
             data_dir: config.data_dir.clone(),
             jobs,
-            gpus: watch::Sender::new(gpu::list()),
+            gpus,
             published: std::sync::Mutex::default(),
             peer: room::peer_id(identity),
             key: *identity.public(),
         }
     }
 
-    /// Looks again; whether anything has changed since the last time it was published.
-    fn refresh(&self) -> bool {
-        self.gpus.send_replace(gpu::list());
+    /// Whether anything has changed since the last time it was published.
+    fn changed(&self) -> bool {
         let info = self.info();
         let published = self.published.lock().expect("no panic happens under this lock");
-        published.as_ref().is_none_or(|old| old.jobs != info.jobs || old.gpus != info.gpus)
+        published.as_ref().is_none_or(|old| old.jobs != info.jobs || gpus::differ(&old.gpus, &info.gpus))
     }
 
     fn info(&self) -> WorkerInfo {
@@ -336,7 +355,7 @@ impl Facts {
             peer: self.peer.clone(),
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            gpus: self.gpus.borrow().clone(),
+            gpus: self.gpus.seen(),
             trainers: self.trainers.clone(),
             jobs: self.jobs.active(),
             disk_free: free_space(&self.data_dir),
@@ -354,7 +373,7 @@ impl Facts {
             serde_json::json!({
                 "status": if info.jobs == 0 { "available" } else { "busy" },
                 "gpu_model": gpu.map(|gpu| gpu.name.clone()),
-                "gpu_memory_mb": gpu.map(|gpu| gpu.memory / 1_000_000),
+                "gpu_memory_mb": gpu.and_then(|gpu| gpu.memory).map(|memory| memory.total / 1_000_000),
             }),
         );
         metadata.insert("worker".into(), serde_json::to_value(&info).expect("facts have string keys only"));

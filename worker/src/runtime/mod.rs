@@ -11,8 +11,8 @@
 //! * the trainer's process group: [`trainer`], [`processes`]; its output: [`tail`]; its sockets: [`progress`]
 //! * its best models while it goes on: [`checkpoint`]
 //! * what the machine has: [`gpu`]
-//! * the agent: [`agent`] keeps the worker in its [`room`]; [`jobs`] is the queue; [`session`] serves one client's link;
-//!   [`plan`] answers what a submission would do
+//! * the agent: [`agent`] keeps the worker in its [`room`]; [`jobs`] is the queue; [`session`] serves one client's link,
+//!   which has one of its [`places`]; [`plan`] answers what a submission would do
 
 pub mod agent;
 mod checkpoint;
@@ -21,6 +21,7 @@ pub mod gpu;
 mod holds;
 pub mod jobs;
 pub mod journal;
+pub mod places;
 pub mod plan;
 pub mod processes;
 pub mod progress;

@@ -4,6 +4,7 @@
 //!   the same client key replaces the old one
 //! * each followed journal, each transfer and each bulk connection is a task of its own; all end with the link
 //! * a client may do what its grant says, whatever it asks
+//! * a client that there is reason to doubt is asked for a sign of life
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,21 +22,21 @@ use shared::{
         manifest::Manifest,
         message::{
             Accepted, BulkCandidate, BulkSdp, Bye, CheckpointWish, Control, ControlState, FileMeta, FileRefused, Hello, JobList, JobRef,
-            PLAN_TRANSFER, PROTOCOL, Refused, Req, Step, Submit, ToClient, ToWorker, TransferId, Watch, Welcome, WorkerInfo,
+            PLAN_TRANSFER, PROTOCOL, Ping, Refused, Req, Step, Submit, ToClient, ToWorker, TransferId, Watch, Welcome, WorkerInfo,
         },
         transfer::{Places, Progress},
     },
     runtime::{
         files::Source,
         link::{Carrier, Description, Link, Port, answer_bulk, ports},
-        peer::{ChannelSender, PeerOptions},
+        peer::{Channel, ChannelSender, PeerOptions},
         store::Store,
         transfer::{Outgoing, Pool, StepPort, send},
     },
 };
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
-    time::{Instant, timeout},
+    sync::{Notify, Semaphore, mpsc, watch},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -46,11 +47,10 @@ use super::{
     plan::Planning,
     upload::{Upload, Uploads},
 };
+use crate::domain::pulse::{DOUBTED, Due, Pulse};
 
 /// How long a client may take to say hello once it has proved itself.
 const HELLO: Duration = Duration::from_secs(10);
-/// Silence after which a client counts as gone; it pings every 5 s.
-const SILENCE: Duration = Duration::from_secs(30);
 /// How long a client that has our last word may take to close the connection.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long a session without a link is held.
@@ -86,8 +86,8 @@ pub struct Present {
     left_at: Option<Instant>,
 }
 
-/// Serves a link to its end.
-pub async fn serve(desk: Desk, link: Link, peer: PeerId, options: PeerOptions) {
+/// Serves a link to its end. `doubt` tells when there is reason to think that the client is gone.
+pub async fn serve(desk: Desk, link: Link, peer: PeerId, options: PeerOptions, doubt: Arc<Notify>) {
     let Link { mut control, progress, proven, carrier, path_mtu } = link;
     let options = PeerOptions { path_mtu, ..options };
     let stop = desk.stop.child_token();
@@ -116,7 +116,7 @@ pub async fn serve(desk: Desk, link: Link, peer: PeerId, options: PeerOptions) {
         stop: stop.clone(),
     };
     tracing::info!(%peer, grant = %session.grant, "a client has connected");
-    let end = session.run(&mut control, &carrier, proven.remote_key).await;
+    let end = session.run(&mut control, &carrier, proven.remote_key, &doubt).await;
     match end {
         Ok(()) => tracing::info!(%peer, "the client has left"),
         Err(failure) => tracing::info!(%peer, %failure, "the client's link has ended"),
@@ -127,6 +127,20 @@ pub async fn serve(desk: Desk, link: Link, peer: PeerId, options: PeerOptions) {
     tasks.close();
     tasks.wait().await;
     carrier.connection.close().await;
+}
+
+/// The client's first message. It says hello unasked, and so at once; one in doubt has no more time for it than for any other answer.
+async fn first(control: &mut Channel, doubt: &Notify) -> Result<Bytes, Failure> {
+    let doubted = async {
+        doubt.notified().await;
+        sleep(DOUBTED).await;
+    };
+    let message = tokio::select! {
+        biased;
+        message = timeout(HELLO, control.recv()) => message.map_err(|_| gone("it did not say hello"))?,
+        () = doubted => return Err(gone("it has left without a hello")),
+    };
+    message.ok_or_else(|| gone("it closed the connection"))
 }
 
 async fn write(channel: ChannelSender, mut outgoing: mpsc::Receiver<ToClient>, stop: CancellationToken) {
@@ -166,9 +180,9 @@ struct Session {
 }
 
 impl Session {
-    async fn run(&mut self, control: &mut shared::runtime::peer::Channel, carrier: &Carrier, client: [u8; 32]) -> Result<(), Failure> {
-        let first = timeout(HELLO, control.recv()).await.map_err(|_| gone("it did not say hello"))?;
-        let replaced = match self.hello(&first.ok_or_else(|| gone("it closed the connection"))?, client).await {
+    async fn run(&mut self, control: &mut Channel, carrier: &Carrier, client: [u8; 32], doubt: &Notify) -> Result<(), Failure> {
+        let first = first(control, doubt).await?;
+        let replaced = match self.hello(&first, client).await {
             Ok(replaced) => replaced,
             Err(failure) => {
                 // It leaves once it has our refusal; to go first would lose that.
@@ -176,22 +190,43 @@ impl Session {
                 return Err(failure);
             }
         };
+        let began = Instant::now();
+        let mut pulse = Pulse::default();
         loop {
+            // The deadline last: what waits to be read is a sign of life, however long we were busy before.
             let message = tokio::select! {
+                biased;
                 () = self.stop.cancelled() => {
                     let _ = self.out.try_send(ToClient::Bye(Bye { reason: "shutdown".to_owned() }));
                     return Ok(());
                 }
                 () = replaced.cancelled() => return Err(gone("the same session has a new link")),
                 () = carrier.lost() => return Err(gone("the connection failed")),
-                message = timeout(SILENCE, control.recv()) => message.map_err(|_| gone("nothing was heard from it"))?,
+                () = doubt.notified() => {
+                    pulse.doubt(began.elapsed());
+                    continue;
+                }
+                message = control.recv() => message,
+                () = sleep_until(began + pulse.deadline()) => match pulse.due(began.elapsed()) {
+                    Some(Due::Gone) => return Err(gone("nothing was heard from it")),
+                    Some(Due::Ping(n)) => {
+                        self.ping(n);
+                        continue;
+                    }
+                    None => continue,
+                },
             };
+            pulse.heard(began.elapsed());
             let message = read(&message.ok_or_else(|| gone("it closed the connection"))?)?;
             if let ToWorker::Bye(bye) = message {
                 self.out.send(ToClient::Bye(bye)).await.map_err(|_| gone("it closed the connection"))?;
                 // The client closes the connection once it has our answer.
                 let _ = timeout(FAREWELL, control.recv()).await;
                 return Ok(());
+            }
+            if let ToWorker::Pong(pong) = message {
+                pulse.answered(pong.n);
+                continue;
             }
             self.handle(message).await?;
         }
@@ -306,6 +341,14 @@ impl Session {
 
     async fn tell(&self, message: ToClient) -> Result<(), Failure> {
         self.out.send(message).await.map_err(|_| gone("it closed the connection"))
+    }
+
+    /// In a task: where the queue is full, the ping waits for its turn, and we do not.
+    fn ping(&self, n: u64) {
+        let out = self.out.clone();
+        self.spawn(async move {
+            let _ = out.send(ToClient::Ping(Ping { n })).await;
+        });
     }
 
     async fn refuse(&self, req: Req, failure: Failure) -> Result<(), Failure> {

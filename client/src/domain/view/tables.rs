@@ -23,7 +23,7 @@ pub(super) fn jobs(worker: &WorkerInfo, jobs: &[JobStatus]) -> Vec<Line> {
         let results = job.results.map(|results| format::bytes(results.bytes)).unwrap_or_else(|| "-".into());
         [format::short(&job.job).to_owned(), job.name.clone(), state(job), results, format::date(job.submitted_at)]
     };
-    lines.extend(table(["JOB", "NAME", "STATE", "RESULTS", "SUBMITTED"], jobs.iter().map(row)));
+    lines.extend(table(["JOB", "NAME", "STATE", "RESULTS", "SUBMITTED"], [MAX_COLUMN; 5], jobs.iter().map(row)));
     lines
 }
 
@@ -36,13 +36,14 @@ pub(super) fn workers(workers: &[WorkerInfo]) -> Vec<Line> {
         [
             worker.name.clone(),
             worker.peer.to_string(),
-            select::gpus(&worker.gpus),
+            select::gpus_in_short(&worker.gpus, MAX_COLUMN),
             worker.jobs.to_string(),
             worker.trainers.join(", "),
             worker.version.clone(),
         ]
     };
-    table(["NAME", "PEER", "GPU", "JOBS", "TRAINERS", "VERSION"], workers.iter().map(row))
+    let limits = [MAX_COLUMN, MAX_COLUMN, usize::MAX, MAX_COLUMN, MAX_COLUMN, MAX_COLUMN];
+    table(["NAME", "PEER", "GPU", "JOBS", "TRAINERS", "VERSION"], limits, workers.iter().map(row))
 }
 
 fn state(job: &JobStatus) -> String {
@@ -55,20 +56,13 @@ fn state(job: &JobStatus) -> String {
     }
 }
 
-fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Vec<Line> {
+fn table<const N: usize>(head: [&str; N], limits: [usize; N], rows: impl Iterator<Item = [String; N]>) -> Vec<Line> {
     let mut cells: Vec<[String; N]> = vec![head.map(str::to_owned)];
-    cells.extend(rows.map(|row| row.map(|cell| shorten(&text::line(&cell)))));
+    cells.extend(rows.map(|row| std::array::from_fn(|column| text::shorten(&text::line(&row[column]), limits[column]))));
     let widths: [usize; N] = std::array::from_fn(|column| cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
     let join = |row: &[String; N]| {
         let padded = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
     cells.iter().map(|row| Line::plain(join(row))).collect()
-}
-
-fn shorten(cell: &str) -> String {
-    if cell.chars().count() <= MAX_COLUMN {
-        return cell.to_owned();
-    }
-    cell.chars().take(MAX_COLUMN - 1).chain(['…']).collect()
 }

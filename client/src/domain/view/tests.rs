@@ -340,6 +340,19 @@ fn tables_align_and_stay_narrow() {
 }
 
 #[test]
+fn a_list_of_workers_tells_the_memory_of_every_kind_of_gpu() {
+    let gpu = |name: &str, free: u64| json!({"name": name, "memory": 48u64 << 30, "memory_free": free << 30, "driver": "1"});
+    let mut who = worker();
+    let long = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition";
+    who["gpus"] = json!([gpu(long, 20), gpu("NVIDIA RTX 6000 Ada Generation", 30), gpu(long, 20)]);
+    let mut shown = Shown::with(ViewOptions { verbose: false, options: String::new() });
+    shown.see([event(json!({"type": "workers", "workers": [who]}))]);
+    let summary = shown.summary();
+    let told = summary.last().unwrap();
+    assert!(told.contains("2 × NVIDIA RTX PRO 6000 Blackwel…, 20.0 GiB free; NVIDIA RTX 6000 Ada Generation, 30.0 GiB free  1 "), "{told}");
+}
+
+#[test]
 fn a_hostile_worker_cannot_write_on_the_terminal() {
     let evil = "\x1b[2J\x1b]0;owned\x07\u{202e}\u{9b}1A\r";
     let mut who = worker();
