@@ -84,14 +84,14 @@ pub(super) struct Conversation {
 impl Conversation {
     /// Takes a link into use, with at most so many bulk connections where that is said.
     pub(super) fn start(link: Link, options: &PeerOptions, connections: Option<u32>) -> Self {
-        let Link { control, progress, proven, carrier, path_mtu } = link;
+        let Link { control, progress, proven, carrier, path_mtu, near } = link;
         let (out, outgoing) = mpsc::channel(64);
         let (inbox_tx, inbox) = mpsc::channel(256);
         let stop = CancellationToken::new();
         let carrier = Arc::new(carrier);
         let steps = Routes::default();
         let pool = Pool::default();
-        let options = PeerOptions { path_mtu, ..options.clone() };
+        let options = PeerOptions { path_mtu, near, ..options.clone() };
         let secret = proven.bulk_key.clone();
         let bulk = Arc::new(BulkDialer::new(proven.bulk_key, options, out.clone(), pool.clone(), stop.clone()));
         tokio::spawn(write(control.sender().clone(), outgoing, stop.clone()));

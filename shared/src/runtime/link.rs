@@ -40,8 +40,8 @@ const PROBE: Duration = Duration::from_millis(1500);
 /// The receive windows of bulk connections: the first one's and every further one's, in bytes. With 32 of them, what a receiver can be
 /// made to hold stays within 64 MiB; how much of it is used is the sender's decision.
 const FIRST_WINDOW: u32 = 8 << 20;
-/// The first one's on a local network: more would only overrun the socket's buffer, and what is lost there takes long to repair.
-const LOCAL_WINDOW: u32 = 2 << 20;
+/// The first one's where the other side is near: more would only overrun the socket's buffer, and what is lost there takes long to repair.
+const NEAR_WINDOW: u32 = 2 << 20;
 const FURTHER_WINDOW: u32 = 1792 << 10;
 /// What the sender may have under way on one bulk connection, at most; it holds back by itself long before.
 const BULK_SEND_LIMIT: usize = 64 << 20;
@@ -68,6 +68,8 @@ pub struct Link {
     pub carrier: Carrier,
     /// How long packets its path seems to carry; for the options of its bulk connections.
     pub path_mtu: PathMtu,
+    /// Whether the other side is near; for the same.
+    pub near: bool,
 }
 
 /// A bulk connection whose other side has proved itself.
@@ -279,8 +281,8 @@ pub async fn dial(
     let [mut auth, control, progress] = three(channels);
     let context = Context { room: &invite.room, grant: invite.grant, binding };
     let proven = seal::prove_as_client(&mut auth, identity.private(), &invite.secret, &invite.worker_key, &context).await?;
-    let path_mtu = carrier.connection.path_mtu().await;
-    Ok(Link { control, progress, proven, carrier, path_mtu })
+    let (path_mtu, near) = (carrier.connection.path_mtu().await, carrier.connection.is_near().await);
+    Ok(Link { control, progress, proven, carrier, path_mtu, near })
 }
 
 fn three(channels: Vec<Channel>) -> [Channel; 3] {
@@ -459,8 +461,8 @@ impl Answering {
         let [mut auth, control, progress] = three(channels);
         let root_for = |grant| -> RootSecret { seal::root_of(&self.room_secret, &self.room, grant) };
         let proven = seal::prove_as_worker(&mut auth, self.identity.private(), root_for, &self.room, binding).await?;
-        let path_mtu = carrier.connection.path_mtu().await;
-        Ok(Link { control, progress, proven, carrier, path_mtu })
+        let (path_mtu, near) = (carrier.connection.path_mtu().await, carrier.connection.is_near().await);
+        Ok(Link { control, progress, proven, carrier, path_mtu, near })
     }
 }
 
@@ -483,9 +485,8 @@ pub async fn answer_bulk(number: u32, key: &Secret<[u8; 32]>, options: &PeerOpti
 }
 
 fn bulk_options(number: u32, options: &PeerOptions) -> PeerOptions {
-    let local = options.path_mtu.get().is_some();
     let receive_window = Some(match number {
-        1 if local => LOCAL_WINDOW,
+        1 if options.near => NEAR_WINDOW,
         1 => FIRST_WINDOW,
         _ => FURTHER_WINDOW,
     });

@@ -88,8 +88,8 @@ pub struct Present {
 
 /// Serves a link to its end. `doubt` tells when there is reason to think that the client is gone.
 pub async fn serve(desk: Desk, link: Link, peer: PeerId, options: PeerOptions, doubt: Arc<Notify>) {
-    let Link { mut control, progress, proven, carrier, path_mtu } = link;
-    let options = PeerOptions { path_mtu, ..options };
+    let Link { mut control, progress, proven, carrier, path_mtu, near } = link;
+    let options = PeerOptions { path_mtu, near, ..options };
     let stop = desk.stop.child_token();
     let (out, outgoing) = mpsc::channel(64);
     let tasks = TaskTracker::new();

@@ -43,6 +43,8 @@ const NARROW_WINDOW: u32 = 1 << 20;
 const EVERYWHERE_MTU: u32 = 1191;
 /// The longest SCTP packet we make: it has to fit a DTLS record of 2¹⁴ bytes (RFC 6347 §4.1.1.1).
 const WIDEST_MTU: u32 = 16_000;
+/// A round trip shorter than this is near, in seconds.
+const NEAR: f64 = 0.005;
 /// What is around an SCTP packet: IPv6 and UDP headers (48 bytes), DTLS record with AES-GCM (37 bytes).
 const OVERHEAD: u32 = 85;
 
@@ -59,6 +61,8 @@ pub struct PeerOptions {
     pub receive_window: Option<u32>,
     /// How long its packets may be.
     pub path_mtu: PathMtu,
+    /// Whether the other side is near, so that little is under way at a time however fast the path is.
+    pub near: bool,
     /// Bytes that may be under way on one channel; absent: little. Whoever sets it holds back by himself.
     pub send_limit: Option<usize>,
 }
@@ -278,6 +282,11 @@ impl PeerConnection {
         let address = route.remote.rsplit(' ').next().and_then(|address| address.rsplit_once(':'));
         let remote = address.and_then(|(ip, _)| ip.trim_matches(['[', ']']).parse().ok());
         remote.and_then(route_mtu).map(PathMtu::of_route).unwrap_or_default()
+    }
+
+    /// Whether the path in use is so short that a narrow receive window fills it.
+    pub async fn is_near(&self) -> bool {
+        self.route().await.is_some_and(|route| route.rtt > 0.0 && route.rtt < NEAR)
     }
 
     /// Closes the connection; what was not acknowledged is lost.
