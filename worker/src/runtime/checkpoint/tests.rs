@@ -127,6 +127,8 @@ async fn only_whole_models_are_announced_while_they_are_written() {
     let mut checkpoints = Checkpoints::watch(&dir, 0, "run", &results());
     let best = dir.results().join("run/best.ckpt");
     let path = best.clone();
+    // The next one is begun once the one before was seen.
+    let (seen, was_seen) = std::sync::mpsc::channel();
     let writing = std::thread::spawn(move || {
         let mut written = Vec::new();
         for version in 0..4u8 {
@@ -137,13 +139,13 @@ async fn only_whole_models_are_announced_while_they_are_written() {
                 fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(part).unwrap();
                 std::thread::sleep(Duration::from_millis(60));
             }
-            std::thread::sleep(Duration::from_millis(400));
             written.push(content);
+            was_seen.recv_timeout(Duration::from_secs(20)).unwrap();
         }
         written
     });
     let mut found = Vec::new();
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(60);
     let mut epoch = 0;
     while !writing.is_finished() && Instant::now() < end {
         let metrics = Metrics::from([("val/loss".to_owned(), Metric(f64::from(epoch)))]);
@@ -152,10 +154,11 @@ async fn only_whole_models_are_announced_while_they_are_written() {
         if let Ok(Some(event)) = tokio::time::timeout(Duration::from_millis(30), checkpoints.next()).await {
             let held = hold_newest(&dir.checkpoints().join("0")).unwrap().unwrap();
             found.push((event, fs::read(held.files.join("run/best.ckpt")).unwrap()));
+            let _ = seen.send(());
         }
     }
     let written = writing.join().unwrap();
-    assert!(found.len() >= 2, "{} of 4 were seen", found.len());
+    assert_eq!(found.len(), 4);
     for (event, content) in &found {
         assert!(matches!(event, JobEvent::Checkpoint(about) if about.epoch.is_some()), "{event:?}");
         assert!(written.contains(content), "what was never written as a whole was copied");
