@@ -46,3 +46,16 @@ fn an_upload_continues_after_the_path_was_cut() {
     client.whole_journal();
     lab.assert_models_are_those_of(&lab.job(client.all("plan")[0]));
 }
+
+#[test]
+fn an_upload_does_with_short_packets_where_long_ones_vanish() {
+    let lab = Lab::with_cable(Side::Worker);
+    lab.cable().swallow_long_packets();
+    let (_server, _worker) = lab.open();
+    let mut client = lab.train(&lab.package("heavy", &Steady { ballast: 20 << 20, ..Steady::default() }), &[]);
+    let begun = Instant::now();
+    client.wait_for("uploaded");
+    // Before a connection that carries nothing is given up for that, 30 s pass.
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert_eq!(client.exit_code(), 0);
+}

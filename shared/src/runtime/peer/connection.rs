@@ -399,6 +399,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn packets_are_as_long_as_the_route_allows_and_a_record_holds() {
+        let longest = |route: u32| PathMtu::of_route(route).get();
+        assert_eq!([longest(1500), longest(9000), longest(65_536)], [Some(1415), Some(8915), Some(16_000)]);
+        assert_eq!([longest(1280), longest(1276), longest(60)], [Some(1195), None, None]);
+        let mtu = PathMtu::of_route(9000);
+        mtu.clone().forget();
+        assert_eq!(mtu.get(), None);
+    }
+
     const CHANNELS: [ChannelSpec; 2] =
         [ChannelSpec { id: 0, label: "auth", capacity: 8 }, ChannelSpec { id: 1, label: "data", capacity: 64 }];
 
