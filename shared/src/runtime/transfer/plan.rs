@@ -1,10 +1,8 @@
 //! What a client sends that only wants to know: the manifest of a package, and frames that measure the path.
 
-use bytes::{BufMut, BytesMut};
-
-use super::pool::{Connection, Pool};
+use super::{feed::frames_of, pool::Pool, send::send_frames};
 use crate::domain::{
-    frame::{FrameHeader, FrameKind, HEADER, MAX_PIECE},
+    frame::{FrameKind, HEADER},
     message::PLAN_TRANSFER,
 };
 
@@ -15,40 +13,20 @@ static NOTHING: [u8; PROBE_FRAME - HEADER] = [0; PROBE_FRAME - HEADER];
 /// Sends a manifest for a plan, and once more whenever the connection is lost that it went over: until the caller has its answer.
 pub async fn send_plan(pool: &Pool, encoded: &[u8]) {
     loop {
-        let connection = first_connection(pool).await;
-        for (number, piece) in encoded.chunks(MAX_PIECE).enumerate() {
-            if !send(&connection, frame(FrameKind::Manifest, (number * MAX_PIECE) as u32, piece)).await {
-                break;
-            }
+        let connection = pool.first_connection().await;
+        if send_frames(&connection, frames_of(PLAN_TRANSFER, FrameKind::Manifest, encoded)).await.is_ok() {
+            connection.lost.cancelled().await;
         }
-        connection.lost.cancelled().await;
+        connection.lost.cancel();
     }
 }
 
 /// Sends at most so many bytes of probe frames over one connection, as fast as it takes them.
 pub async fn probe(pool: &Pool, bytes: u64) {
-    let connection = first_connection(pool).await;
+    let connection = pool.first_connection().await;
     for _ in 0..bytes.div_ceil(PROBE_FRAME as u64) {
-        if !send(&connection, frame(FrameKind::Probe, 0, &NOTHING)).await {
+        if send_frames(&connection, frames_of(PLAN_TRANSFER, FrameKind::Probe, &NOTHING)).await.is_err() {
             return;
         }
     }
-}
-
-fn frame(kind: FrameKind, offset: u32, piece: &[u8]) -> BytesMut {
-    let mut frame = BytesMut::with_capacity(HEADER + piece.len());
-    frame.put_slice(&FrameHeader { transfer: PLAN_TRANSFER, kind, offset }.encode());
-    frame.put_slice(piece);
-    frame
-}
-
-/// `false`: the connection is lost.
-async fn send(connection: &Connection, frame: BytesMut) -> bool {
-    connection.credit().await.is_ok() && connection.send(frame).await.is_ok()
-}
-
-async fn first_connection(pool: &Pool) -> Connection {
-    let mut connections = pool.connections();
-    let found = connections.wait_for(|connections| !connections.is_empty()).await;
-    found.expect("the pool is borrowed, so its sender lives")[0].clone()
 }

@@ -165,6 +165,18 @@ impl Pool {
         self.inner.flows.bandwidth_delay()
     }
 
+    /// A connection that is not lost; waits until there is one.
+    pub async fn first_connection(&self) -> Connection {
+        let mut connections = self.connections();
+        loop {
+            let usable = connections.borrow_and_update().iter().find(|connection| !connection.lost.is_cancelled()).cloned();
+            if let Some(connection) = usable {
+                return connection;
+            }
+            connections.changed().await.expect("the pool is borrowed, so its sender lives");
+        }
+    }
+
     /// The connections at hand, and word of every change.
     pub fn connections(&self) -> watch::Receiver<Vec<Connection>> {
         self.inner.connections.subscribe()

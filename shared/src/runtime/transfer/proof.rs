@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     StepPort,
     pool::{Connection, Pool},
-    send::{ReadChunk, first_connection, next, out_of_order},
+    send::{ReadChunk, next, out_of_order},
 };
 use crate::{
     domain::{
@@ -96,7 +96,7 @@ impl Prover<'_> {
         let mut frames: Vec<Bytes> = Vec::new();
         let mut all = false;
         loop {
-            let connection = first_connection(pool).await;
+            let connection = pool.first_connection().await;
             let mut sent = 0;
             loop {
                 if let Some(tags) = frames.get(sent) {
@@ -115,7 +115,7 @@ impl Prover<'_> {
                     step = next(steps) => return step,
                 }
             }
-            connection.lost.cancelled().await;
+            connection.lost.cancel();
         }
     }
 }

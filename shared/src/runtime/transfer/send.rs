@@ -141,12 +141,6 @@ pub(super) fn out_of_order() -> Failure {
     Failure::new(Code::InvalidRequest, "the other side sent a step of the transfer out of order")
 }
 
-pub(super) async fn first_connection(pool: &Pool) -> Connection {
-    let mut connections = pool.connections();
-    let found = connections.wait_for(|connections| !connections.is_empty()).await;
-    found.expect("the pool is borrowed, so its sender lives")[0].clone()
-}
-
 /// Sends the manifest's bytes, and waits for the answer. Once more from the start on another connection when the one is lost, or has brought
 /// no answer for a while: the other side takes what it has already for nothing.
 async fn send_manifest(
@@ -157,32 +151,24 @@ async fn send_manifest(
 ) -> Result<ChunkSet, Failure> {
     let mut answer = std::pin::pin!(answer);
     loop {
-        let connection = first_connection(pool).await;
+        let connection = tokio::select! {
+            answer = &mut answer => return answer,
+            connection = pool.first_connection() => connection,
+        };
         if send_frames(&connection, frames_of(transfer, FrameKind::Manifest, encoded)).await.is_ok() {
             tokio::select! {
                 answer = &mut answer => return answer,
-                () = connection.lost.cancelled() => continue,
-                () = tokio::time::sleep(STALL) => {}
+                () = connection.lost.cancelled() => {}
+                () = tokio::time::sleep(STALL) => {
+                    tracing::info!(transfer, "nothing was heard of the list of files in {STALL:?}; it goes over another bulk connection");
+                }
             }
-            tracing::info!(transfer, "nothing was heard of the list of files in {STALL:?}; it goes over another bulk connection");
-            connection.lost.cancel();
         }
-        // It goes from the pool once it is lost.
-        tokio::select! {
-            answer = &mut answer => return answer,
-            () = left(pool, &connection) => {}
-        }
+        connection.lost.cancel();
     }
 }
 
-/// Waits until the pool no longer has this connection.
-async fn left(pool: &Pool, connection: &Connection) {
-    let mut connections = pool.connections();
-    let gone = |present: &Vec<Connection>| present.iter().all(|other| other.number != connection.number);
-    let _ = connections.wait_for(gone).await;
-}
-
-async fn send_frames(connection: &Connection, frames: Vec<BytesMut>) -> Result<(), Failure> {
+pub(super) async fn send_frames(connection: &Connection, frames: Vec<BytesMut>) -> Result<(), Failure> {
     for mut frame in frames {
         let mut room = connection.credit().await?;
         // A narrow connection gets shorter pieces, so that control messages need not wait behind long ones.
