@@ -6,6 +6,7 @@
 //! * what goes over the data channels: [`message`], [`frame`]
 //! * what a job is: [`job`]
 //! * what travels and how: [`manifest`], [`transfer`], and on which [`route`]
+//! * how peers may be reached: [`network`], and over which servers: [`ice`]
 //! * how long to wait before trying again: [`backoff`]
 //! * what went wrong: [`error`]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -13,11 +14,13 @@
 pub mod backoff;
 pub mod error;
 pub mod frame;
+pub mod ice;
 pub mod id;
 pub mod invite;
 pub mod job;
 pub mod manifest;
 pub mod message;
+pub mod network;
 pub mod path;
 pub mod route;
 pub mod signal;
