@@ -71,6 +71,7 @@ impl Connector {
         let me = format!("client-{}", hex(&seal::random::<8>()?)).parse()?;
         let options = PeerOptions {
             ice_servers: remote.ice_servers.clone(),
+            server_ice: Some(api.ice_servers()),
             bind: bind_or_default(remote.bind.clone(), &api),
             relay_only: remote.relay_only,
             ..PeerOptions::default()
@@ -206,12 +207,7 @@ impl Connector {
         let mut signal = self.start(Some(sign_in));
         loop {
             match signal.events.recv().await {
-                Some(SignalEvent::Registered { ice_servers, peers, .. }) => {
-                    if self.options.ice_servers.is_empty() {
-                        self.options.ice_servers = ice_servers;
-                    }
-                    return Ok((signal, peers));
-                }
+                Some(SignalEvent::Registered { peers, .. }) => return Ok((signal, peers)),
                 Some(SignalEvent::Refused(failure) | SignalEvent::Lost { failure, .. }) => return Err(self.explain(failure)),
                 Some(SignalEvent::Message(_)) => {}
                 None => return Err(Failure::new(Code::Unavailable, "the connection to the signaling server has ended")),

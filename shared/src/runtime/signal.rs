@@ -1,6 +1,7 @@
 //! The peers' side of the signaling server: its REST calls, and one WebSocket that comes back after every break.
 //!
 //! * [`Api`]: anonymous sign-in, room creation
+//! * [`Api::ice_servers`]: the STUN and TURN servers that it names, renewed as long as a socket is registered
 //! * [`connect`]: a task that registers, relays both ways, and reconnects with full jitter; it gives up only when the server
 //!   says that trying again is pointless (no such room, id taken, …)
 
@@ -10,7 +11,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     net::TcpStream,
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, timeout},
 };
 use tokio_tungstenite::{
@@ -39,6 +40,7 @@ const QUEUE: usize = 64;
 pub struct Api {
     http: reqwest::Client,
     server: String,
+    ice_servers: watch::Sender<Vec<IceServer>>,
 }
 
 impl Api {
@@ -57,7 +59,7 @@ impl Api {
         }
         let http = reqwest::Client::builder().timeout(HTTP_TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build();
         let http = http.map_err(|error| Failure::new(Code::Internal, format!("no HTTP client can be made: {error}")))?;
-        Ok(Api { http, server })
+        Ok(Api { http, server, ice_servers: watch::Sender::new(Vec::new()) })
     }
 
     /// The server's base URL, without a slash at its end.
@@ -69,6 +71,12 @@ impl Api {
     pub fn is_loopback(&self) -> bool {
         let host = reqwest::Url::parse(&self.server).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
         host == "localhost" || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    }
+
+    /// The STUN and TURN servers that it named last to any socket of this value; none before the first registration. Credentials
+    /// among them expire, so take them anew for each connection.
+    pub fn ice_servers(&self) -> watch::Receiver<Vec<IceServer>> {
+        self.ice_servers.subscribe()
     }
 
     /// Becomes an anonymous user.
@@ -322,6 +330,7 @@ impl Task {
                     send(socket, &ToServer::Prove { signature }).await?;
                 }
                 ToPeer::RegisteredAuth { expires_at, peers, ice_servers, .. } => {
+                    self.api.ice_servers.send_replace(ice_servers.clone());
                     return Ok(SignalEvent::Registered { expires_at, peers, ice_servers });
                 }
                 ToPeer::Error { code, message, .. } => return Err(Failure::new(code, message)),
@@ -340,11 +349,14 @@ impl Task {
                     }
                     send(socket, &message).await?;
                 }
-                message = receive(socket, SILENCE) => {
-                    if self.events.send(SignalEvent::Message(message?)).await.is_err() {
-                        return Ok(());
+                message = receive(socket, SILENCE) => match message? {
+                    ToPeer::IceServers { ice_servers } => {
+                        self.api.ice_servers.send_replace(ice_servers);
                     }
-                }
+                    message => if self.events.send(SignalEvent::Message(message)).await.is_err() {
+                        return Ok(());
+                    },
+                },
             }
         }
     }

@@ -18,8 +18,14 @@ use shared::{
 };
 
 use crate::{
-    domain::grant,
-    runtime::config::{Config, Limits},
+    domain::{
+        grant,
+        turn_credentials::{self, TurnUrl},
+    },
+    runtime::{
+        config::{Config, Limits},
+        turn_credentials::TurnConfig,
+    },
 };
 
 const HTTP: &str = "0.0.0.0:8001";
@@ -49,6 +55,16 @@ pub struct Args {
     /// STUN and TURN servers for peers, as JSON in the browser's form: [{"urls": "stun:HOST:3478"}]
     #[arg(long, env = "ICE_SERVERS", value_name = "JSON", hide_env_values = true)]
     ice_servers: Option<IceServers>,
+    /// TURN servers that admitted peers get short-lived credentials for: turn:HOST:3478,turn:HOST:443?transport=tcp,turns:HOST:443
+    #[arg(long, env = "WEBRTC_SERVER_TURN_URLS", value_name = "URL,…", value_delimiter = ',')]
+    turn_urls: Vec<TurnUrl>,
+    /// The secret shared with these TURN servers (coturn's static-auth-secret), in a file of mode 600; a second line has the one
+    /// before or after it while it is changed
+    #[arg(long, env = "WEBRTC_SERVER_TURN_SECRET_FILE", value_name = "FILE")]
+    turn_secret_file: Option<PathBuf>,
+    /// How long TURN credentials are valid, in seconds; peers get new ones at half time [default: 600]
+    #[arg(long, env = "WEBRTC_SERVER_TURN_TTL", value_name = "SECONDS")]
+    turn_ttl: Option<u64>,
     /// How long a room admits peers unless renewed, in seconds [default: 7200]
     #[arg(long, env = "WEBRTC_SERVER_ROOM_TTL", value_name = "SECONDS")]
     room_ttl: Option<u64>,
@@ -123,6 +139,9 @@ struct Section {
     data_dir: Option<PathBuf>,
     store: Option<StoreKind>,
     ice_servers: IceServers,
+    turn_urls: Vec<String>,
+    turn_secret_file: Option<PathBuf>,
+    turn_ttl: Option<u64>,
     room_ttl: Option<u64>,
     trusted_proxies: Vec<IpAddr>,
     limits: Limits,
@@ -163,6 +182,7 @@ impl Args {
 
     fn with(self, section: Section) -> Result<Start, Failure> {
         let addresses = addresses(&self, &section)?;
+        let turn = turn(&self, &section)?;
         let data_dir = match self.store.or(section.store).unwrap_or(StoreKind::Redb) {
             StoreKind::Memory => None,
             StoreKind::Redb => Some(self.data_dir.or(section.data_dir).map_or_else(|| config::data_dir("server"), Ok)?),
@@ -175,12 +195,32 @@ impl Args {
         let config = Config {
             data_dir,
             ice_servers: self.ice_servers.unwrap_or(section.ice_servers).0,
+            turn,
             room_ttl: grant::checked_ttl(self.room_ttl.or(section.room_ttl), defaults.room_ttl)?,
             trusted_proxies: proxies.into_iter().map(|ip| ip.to_canonical()).collect(),
             limits,
             ..defaults
         };
         Ok(Start { config, addresses })
+    }
+}
+
+fn turn(args: &Args, section: &Section) -> Result<Option<TurnConfig>, Failure> {
+    let wrong = |message: String| Failure::new(Code::InvalidRequest, message);
+    let urls = match &args.turn_urls[..] {
+        [] => section.turn_urls.iter().map(|url| url.parse()).collect::<Result<_, String>>().map_err(wrong)?,
+        urls => urls.to_vec(),
+    };
+    let ttl = args.turn_ttl.or(section.turn_ttl).unwrap_or(turn_credentials::DEFAULT_TTL);
+    let range = turn_credentials::TTL_RANGE;
+    if !range.contains(&ttl) {
+        return Err(wrong(format!("--turn-ttl is {ttl} seconds; it can be {} to {}", range.start(), range.end())));
+    }
+    match (urls.is_empty(), args.turn_secret_file.as_ref().or(section.turn_secret_file.as_ref())) {
+        (true, None) => Ok(None),
+        (false, Some(file)) => Ok(Some(TurnConfig { urls, secret_file: file.clone(), ttl })),
+        (false, None) => Err(wrong("--turn-urls needs --turn-secret-file, the secret that credentials for them are made with".into())),
+        (true, Some(_)) => Err(wrong("--turn-secret-file needs --turn-urls, the TURN servers that have this secret".into())),
     }
 }
 
@@ -258,6 +298,32 @@ mod tests {
         assert_eq!(args(&["--listen", "127.0.0.1:5"]).with(file()).unwrap().addresses, Addresses::One(one));
         assert!(args(&["--listen", "127.0.0.1:5", "--ws", "127.0.0.1:6"]).with(file()).is_err());
         assert!(args(&[]).with(section("[server]\nhttp = '127.0.0.1:1'\nlisten = '127.0.0.1:2'\n")).is_err());
+    }
+
+    #[test]
+    fn turn_servers_and_their_secret_come_together() {
+        let turn = |line: &[&str], file: &str| {
+            let section = if file.is_empty() { Section::default() } else { section(&format!("[server]\n{file}")) };
+            args(&[&["--store", "memory"], line].concat()).with(section).map(|start| start.config.turn)
+        };
+        let urls = "turn:t.example:3478,turns:t.example:443";
+        let config =
+            turn(&["--turn-urls", urls, "--turn-secret-file", "f"], "turn_urls = ['turn:other']\nturn_ttl = 60\n").unwrap().unwrap();
+        assert_eq!(config.urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(","), urls);
+        assert_eq!((config.secret_file.to_str(), config.ttl), (Some("f"), 60));
+        let config = turn(&[], "turn_urls = ['turn:t']\nturn_secret_file = 'f'\n").unwrap().unwrap();
+        assert_eq!((config.urls.len(), config.ttl), (1, 600));
+        assert!(turn(&[], "").unwrap().is_none());
+        for (line, file, says) in [
+            (&["--turn-urls", "turn:t"][..], "", "needs --turn-secret-file"),
+            (&["--turn-secret-file", "f"], "", "needs --turn-urls"),
+            (&["--turn-urls", "turn:t", "--turn-secret-file", "f", "--turn-ttl", "5"], "", "30 to 86400"),
+            (&[], "turn_urls = ['stun:t']\nturn_secret_file = 'f'\n", "stun:t is no TURN server"),
+        ] {
+            let failure = turn(line, file).unwrap_err();
+            assert!(failure.code == Code::InvalidRequest && failure.message.contains(says), "{failure}");
+        }
+        assert!(Args::try_parse_from(["webrtc-server", "--turn-urls", "http://t"]).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 
 use rtc::{ice::mdns::MulticastDnsMode, peer_connection::configuration::setting_engine::SctpMaxMessageSize};
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use webrtc::{
     data_channel::RTCDataChannelInit,
     peer_connection::{
@@ -51,8 +51,10 @@ const OVERHEAD: u32 = 85;
 /// How to reach the other side.
 #[derive(Debug, Clone, Default)]
 pub struct PeerOptions {
-    /// STUN and TURN servers.
+    /// STUN and TURN servers; empty: those of `server_ice`.
     pub ice_servers: Vec<IceServer>,
+    /// What the signaling server names, renewed by it before credentials expire: each connection takes the newest.
+    pub server_ice: Option<watch::Receiver<Vec<IceServer>>>,
     /// Addresses to bind UDP sockets to; `0.0.0.0:0` means one for each interface but loopback.
     pub bind: Vec<SocketAddr>,
     /// Use relayed candidates only.
@@ -65,6 +67,16 @@ pub struct PeerOptions {
     pub near: bool,
     /// Bytes that may be under way on one channel; absent: little. Whoever sets it holds back by himself.
     pub send_limit: Option<usize>,
+}
+
+impl PeerOptions {
+    /// The STUN and TURN servers of a connection that is made now.
+    pub fn ice_servers(&self) -> Vec<IceServer> {
+        match &self.server_ice {
+            Some(newest) if self.ice_servers.is_empty() => newest.borrow().clone(),
+            _ => self.ice_servers.clone(),
+        }
+    }
 }
 
 /// The longest SCTP packet that a path carries, once something is known of it. Clones share it.
@@ -308,11 +320,11 @@ pub type Fingerprint = [u8; 32];
 
 fn configuration(options: &PeerOptions) -> webrtc::peer_connection::RTCConfiguration {
     let servers = options
-        .ice_servers
-        .iter()
+        .ice_servers()
+        .into_iter()
         .map(|server| RTCIceServer {
-            urls: server.urls.clone(),
-            username: server.username.clone().unwrap_or_default(),
+            urls: server.urls,
+            username: server.username.unwrap_or_default(),
             credential: server.credential.as_ref().map(|secret| secret.expose().clone()).unwrap_or_default(),
         })
         .collect();
