@@ -225,6 +225,13 @@ def test_with_a_certificate_443_is_tls_of_today(lab):
     assert lab.attempt("openssl", "s_client", "-tls1_2", "-connect", f"{TURN}:443", "-CAfile", certificate)[0] == 0
 
 
+def test_good_credentials_are_accepted_from_the_first_moment(lab):
+    lab.start_coturn()
+    for number in range(8):
+        lab.client(f"peer-{number}").allocate()
+    assert "ERROR" not in lab.log(), lab.log()
+
+
 def test_the_secret_stays_in_private_files(lab):
     said = lab.start_coturn()
     secret = lab.secret()
@@ -260,6 +267,37 @@ def test_a_taken_port_is_said_and_nothing_stays_behind(lab):
         assert refused and says in said, said
     assert other not in lab.run("ps", "-eo", "args")
     lab.client().allocate()
+
+
+CONTAINERS = '''#!/usr/bin/env bash
+# Stands in for docker: one container, which is the installed turnserver with the configuration that is mounted for it.
+set -eu
+state="$(dirname "$0")"
+case "$1" in
+run)
+    printf '%s\\n' "$@" >"$state/arguments"
+    config="$(sed -n 's|:/etc/coturn/turnserver.conf:ro$||p' "$state/arguments")"
+    setsid turnserver -c "$config" >/dev/null 2>&1 </dev/null &
+    echo $! >"$state/pid"
+    ;;
+inspect) kill -0 "$(cat "$state/pid")" && echo true ;;
+rm) kill "$(cat "$state/pid")" && rm "$state/pid" ;;
+esac
+'''
+
+
+def test_a_container_takes_the_place_of_a_turnserver_that_is_not_installed(lab):
+    folder = lab.folder / "containers"
+    folder.mkdir()
+    engine = folder / "docker"
+    engine.write_text(CONTAINERS)
+    engine.chmod(0o755)
+    lab.start_coturn(COTURN_ENGINE=str(engine))
+    lab.client().allocate()
+    arguments = (folder / "arguments").read_text()
+    assert "--network=host" in arguments and lab.secret() not in arguments
+    lab.run(str(ROOT / "scripts/coturn"), "stop")
+    eventually(lambda: not lab.reachable(TURN, 3478))
 
 
 def test_started_again_it_takes_the_place_of_the_first_and_stop_ends_it(lab):
