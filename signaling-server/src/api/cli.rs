@@ -31,11 +31,20 @@ use crate::{
 const HTTP: &str = "0.0.0.0:8001";
 const WS: &str = "0.0.0.0:8080";
 
+const EXAMPLES: &str = r#"Examples:
+  webrtc-server --ice-servers '[{"urls": "stun:stun.example.org:3478"}]'
+      for a lab, on ports 8001 and 8080
+  webrtc-server --listen 127.0.0.1:8001 --trusted-proxy 127.0.0.1
+      behind a reverse proxy that adds TLS
+  webrtc-server --turn-urls turn:turn.example.org:3478 --turn-secret-file turn-secret
+      with a TURN server for peers behind strict firewalls (scripts/coturn starts one)"#;
+
 /// The signaling server of webRTC-connect: rooms, admission, and the exchange of sealed offers. It never sees data.
 ///
-/// Each option can also stand in `webrtc-connect.toml` (./ or the user's configuration directory), in its `server` section, with `_` for `-`.
+/// Most options can also stand in `webrtc-connect.toml` (./ or the user's configuration directory), in its section `[server]` with `_` for `-`;
+/// limits in `[server.limits]`.
 #[derive(Debug, Parser)]
-#[command(name = "webrtc-server", version)]
+#[command(name = "webrtc-server", version, after_help = EXAMPLES)]
 pub struct Args {
     /// Where REST is served (the WebSocket is served here, too) [default: 0.0.0.0:8001]
     #[arg(long, env = "WEBRTC_SERVER_HTTP", value_name = "ADDRESS")]
@@ -53,26 +62,26 @@ pub struct Args {
     #[arg(long, env = "WEBRTC_SERVER_STORE")]
     store: Option<StoreKind>,
     /// STUN and TURN servers for peers, as JSON in the browser's form: [{"urls": "stun:HOST:3478"}]
-    #[arg(long, env = "ICE_SERVERS", value_name = "JSON", hide_env_values = true)]
+    #[arg(long, env = "ICE_SERVERS", value_name = "JSON", hide_env_values = true, help_heading = "Ways between peers")]
     ice_servers: Option<IceServers>,
-    /// TURN servers that admitted peers get short-lived credentials for: turn:HOST:3478,turn:HOST:443?transport=tcp,turns:HOST:443
-    #[arg(long, env = "WEBRTC_SERVER_TURN_URLS", value_name = "URL,…", value_delimiter = ',')]
+    /// TURN servers that admitted peers get short-lived credentials for, such as turn:HOST:3478,turns:HOST:443?transport=tcp
+    #[arg(long, env = "WEBRTC_SERVER_TURN_URLS", value_name = "URL,…", value_delimiter = ',', help_heading = "Ways between peers")]
     turn_urls: Vec<TurnUrl>,
-    /// The secret shared with these TURN servers (coturn's static-auth-secret), in a file of mode 600; a second line has the one
-    /// before or after it while it is changed
-    #[arg(long, env = "WEBRTC_SERVER_TURN_SECRET_FILE", value_name = "FILE")]
+    /// The secret that these TURN servers have, too (coturn's static-auth-secret), in a file of mode 600. While it is being changed, a
+    /// second line has the other one. The file is read each time
+    #[arg(long, env = "WEBRTC_SERVER_TURN_SECRET_FILE", value_name = "FILE", help_heading = "Ways between peers")]
     turn_secret_file: Option<PathBuf>,
     /// How long TURN credentials are valid, in seconds; peers get new ones at half time [default: 600]
-    #[arg(long, env = "WEBRTC_SERVER_TURN_TTL", value_name = "SECONDS")]
+    #[arg(long, env = "WEBRTC_SERVER_TURN_TTL", value_name = "SECONDS", help_heading = "Ways between peers")]
     turn_ttl: Option<u64>,
     /// How long a room admits peers unless renewed, in seconds [default: 7200]
     #[arg(long, env = "WEBRTC_SERVER_ROOM_TTL", value_name = "SECONDS")]
     room_ttl: Option<u64>,
     /// WebSockets from one address (IPv4, or IPv6 /64) [default: 20]
-    #[arg(long, env = "WEBRTC_SERVER_SOCKETS_PER_ADDRESS", value_name = "COUNT")]
+    #[arg(long, env = "WEBRTC_SERVER_SOCKETS_PER_ADDRESS", value_name = "COUNT", help_heading = "Limits")]
     sockets_per_address: Option<usize>,
     /// Sign-ins from one address in a minute [default: 30]
-    #[arg(long, env = "WEBRTC_SERVER_SIGN_INS_PER_MINUTE", value_name = "COUNT")]
+    #[arg(long, env = "WEBRTC_SERVER_SIGN_INS_PER_MINUTE", value_name = "COUNT", help_heading = "Limits")]
     sign_ins_per_minute: Option<u32>,
     /// A reverse proxy whose X-Forwarded-For is believed (repeatable)
     #[arg(long = "trusted-proxy", env = "WEBRTC_SERVER_TRUSTED_PROXIES", value_name = "IP", value_delimiter = ',')]

@@ -23,7 +23,7 @@ use webrtc::{
 
 use super::{
     channel::Channel,
-    udp::{BufferedRuntime, granted_receive_buffer, route_mtu},
+    udp::{BufferedRuntime, Relays, granted_receive_buffer, route_mtu},
 };
 use crate::domain::{
     error::{Code, Failure},
@@ -190,11 +190,14 @@ impl PeerConnection {
         let (event_tx, events) = mpsc::channel(256);
         let handler = Handler { events: event_tx, announced: Mutex::new(Vec::new()) };
         let bind: Vec<SocketAddr> = if options.bind.is_empty() { vec![SocketAddr::from(([0, 0, 0, 0], 0))] } else { options.bind.clone() };
+        let servers = options.ice_servers();
+        let relays =
+            if servers.iter().flat_map(|server| &server.urls).any(|url| url.starts_with("turn")) { Relays::Perhaps } else { Relays::None };
         let builder = PeerConnectionBuilder::new()
-            .with_configuration(configuration(options))
+            .with_configuration(configuration(servers, options.relay_only))
             .with_setting_engine(settings(options.receive_window, options.path_mtu.get().unwrap_or(EVERYWHERE_MTU)))
             .with_handler(Arc::new(handler))
-            .with_runtime(Arc::new(BufferedRuntime::new()))
+            .with_runtime(Arc::new(BufferedRuntime::new(relays)))
             .with_udp_addrs(bind)
             .with_data_channel_send_buffer_limit(options.send_limit.unwrap_or(SEND_LIMIT));
         // Boxed: the crate's future has 20 kB, and every future that awaits it would have them, too.
@@ -318,9 +321,8 @@ impl PeerConnection {
 /// SHA-256 of a DTLS certificate.
 pub type Fingerprint = [u8; 32];
 
-fn configuration(options: &PeerOptions) -> webrtc::peer_connection::RTCConfiguration {
-    let servers = options
-        .ice_servers()
+fn configuration(servers: Vec<IceServer>, relay_only: bool) -> webrtc::peer_connection::RTCConfiguration {
+    let servers = servers
         .into_iter()
         .map(|server| RTCIceServer {
             urls: server.urls,
@@ -328,7 +330,7 @@ fn configuration(options: &PeerOptions) -> webrtc::peer_connection::RTCConfigura
             credential: server.credential.as_ref().map(|secret| secret.expose().clone()).unwrap_or_default(),
         })
         .collect();
-    let policy = if options.relay_only { RTCIceTransportPolicy::Relay } else { RTCIceTransportPolicy::All };
+    let policy = if relay_only { RTCIceTransportPolicy::Relay } else { RTCIceTransportPolicy::All };
     RTCConfigurationBuilder::new().with_ice_servers(servers).with_ice_transport_policy(policy).build()
 }
 

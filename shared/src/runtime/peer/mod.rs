@@ -14,6 +14,7 @@
 
 pub mod channel;
 pub mod connection;
+mod second_look;
 mod udp;
 
 pub use channel::{Channel, ChannelSender};
