@@ -20,7 +20,7 @@ sys.path.insert(0, str(FOLDER))
 from turn_client import TurnClient, credential  # noqa: E402
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
-TURN, RELAY, TURN6, PUBLIC = "198.51.100.1", "198.51.100.2", "2001:db8:1::1", "1.2.3.4"
+TURN, RELAY, TURN6, PUBLIC, LAN = "198.51.100.1", "198.51.100.2", "2001:db8:1::1", "1.2.3.4", "10.9.0.1"
 """coturn's addresses lie in ranges that its configuration denies, as a private network's do; PUBLIC is anybody on the internet."""
 PRIVATE = ["10.1.2.3", "192.168.7.7", "172.16.5.5", "100.64.1.1", "169.254.169.254"]
 OLD, NEW = "old-canary-old-canary-old-canary", "new-canary-new-canary-new-canary"
@@ -42,10 +42,46 @@ class Service:
         self._socket.settimeout(patience)
         try:
             data, sender = self._socket.recvfrom(65536)
-        except TimeoutError:
+        except socket.timeout:
             return None
         self._socket.sendto(data, sender)
         return data
+
+
+class Background:
+    """A program that runs until it is ended; what it says goes to a file."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], log: Path):
+        with open(log, "wb") as output:
+            self._process = subprocess.Popen(command, cwd=log.parent, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def program(name: str) -> str:
+    """One of ours, as scripts/test has built it."""
+    path = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target") / "debug" / name
+    assert path.exists(), f"{path} is missing: run cargo build --workspace --bins"
+    return str(path)
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    """For our programs: no settings of the person who runs the tests."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WEBRTC_") and name != "ICE_SERVERS"}
+    return {**kept, "HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "config"), "XDG_DATA_HOME": str(folder / "data")}
+
+
+def eventually(condition, patience: float = 10) -> None:
+    """Waits until it holds."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not come about within {patience} s"
+        time.sleep(0.1)
 
 
 def run(command: list[str], environment: dict[str, str] | None = None) -> tuple[int, str]:
@@ -70,6 +106,7 @@ class Inside(BaseManager):
 
 Inside.register("TurnClient", TurnClient)
 Inside.register("Service", Service)
+Inside.register("Background", Background)
 Inside.register("run", run)
 Inside.register("reachable", reachable)
 
@@ -84,7 +121,10 @@ def enter_namespaces() -> None:
     Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
     Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
     addresses = [f"{ip}/32" for ip in [TURN, RELAY, PUBLIC, *PRIVATE]] + [f"{TURN6}/128", "fd00::1/128", "fe80::1/128"]
-    for command in [["link", "set", "lo", "up"], *(["addr", "add", ip, "dev", "lo"] for ip in addresses)]:
+    # An interface beside loopback, for programs that look for one.
+    cable = [["link", "add", "eth0", "type", "veth", "peer", "name", "eth1"], ["addr", "add", f"{LAN}/24", "dev", "eth0"],
+             ["link", "set", "eth0", "up"], ["link", "set", "eth1", "up"]]
+    for command in [["link", "set", "lo", "up"], *cable, *(["addr", "add", ip, "dev", "lo"] for ip in addresses)]:
         subprocess.run(["ip", *command], check=True)
     # Below coturn's relay ports: clients have coturn's account here, and must not look like its relays to the firewall.
     Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("32768 49151")
@@ -94,7 +134,7 @@ class Lab:
     """A network with a coturn in it."""
 
     def __init__(self, inside: Inside, folder: Path):
-        self._inside, self.folder, self.environment, self._clients = inside, folder, {}, []
+        self._inside, self.folder, self.environment, self._clients, self._programs = inside, folder, {}, [], []
 
     def run(self, *command: str, **environment: str) -> str:
         """What a command said that must succeed."""
@@ -119,6 +159,11 @@ class Lab:
     def service(self, ip: str, port: int = 0) -> Service:
         return self._inside.Service(ip, port)
 
+    def background(self, *command: str, environment: dict[str, str], log: Path) -> Background:
+        program = self._inside.Background(list(command), environment, log)
+        self._programs.append(program)
+        return program
+
     def reachable(self, ip: str, port: int) -> bool:
         return self._inside.reachable(ip, port)._getvalue()
 
@@ -133,6 +178,8 @@ class Lab:
         return client
 
     def close(self) -> None:
+        for program in self._programs:
+            program.end()
         for client in self._clients:
             client.close()
         if self.environment:

@@ -7,7 +7,7 @@ import stat
 import time
 
 import pytest
-from conftest import NEW, OLD, PRIVATE, PUBLIC, RELAY, ROOT, TURN, TURN6
+from conftest import NEW, OLD, PRIVATE, PUBLIC, RELAY, ROOT, TURN, TURN6, eventually
 from turn_client import Refused, credential
 
 SHORT = 0.3
@@ -32,14 +32,6 @@ def code(attempt, *arguments) -> int | None:
     except Refused as refused:
         return refused.args[0]
     return None
-
-
-def eventually(condition) -> None:
-    """Waits until it holds."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about within 10 s"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

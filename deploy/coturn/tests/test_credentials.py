@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import NEW, OLD, ROOT, TURN
+from conftest import NEW, OLD, TURN, environment_of, program
 from turn_client import Refused
 
 
@@ -21,13 +21,10 @@ class Server:
     """The real webrtc-server, on loopback; coturn has a network of its own, and the test stands between them."""
 
     def __init__(self, folder: Path, secret_file: Path):
-        program = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target") / "debug/webrtc-server"
-        assert program.exists(), f"{program} is missing: run cargo build --workspace --bins"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("WEBRTC_") and name != "ICE_SERVERS"}
         self._process = subprocess.Popen(
-            [program, "--listen", "127.0.0.1:0", "--store", "memory", "--json", "--turn-secret-file", secret_file,
+            [program("webrtc-server"), "--listen", "127.0.0.1:0", "--store", "memory", "--json", "--turn-secret-file", secret_file,
              "--turn-urls", f"turn:{TURN}:3478?transport=udp,turns:{TURN}:443"],
-            cwd=folder, env={**environment, "XDG_CONFIG_HOME": str(folder)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            cwd=folder, env=environment_of(folder), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self._http = json.loads(self._process.stdout.readline())["http"]
         user = self._post("/anonymous-signin", {})
         self._token = user["id_token"]

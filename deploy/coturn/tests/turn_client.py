@@ -148,7 +148,7 @@ class TurnClient:
             self._socket.settimeout(left)
             try:
                 data = self._socket.recv(65536)
-            except TimeoutError:
+            except socket.timeout:
                 return None
             if not self._stream:
                 return data
