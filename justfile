@@ -51,6 +51,18 @@ run-worker *ARGS:
     mkdir -p .demo
     cargo run --locked --package worker -- --server http://127.0.0.1:8001 --data-dir .demo/worker --invite-file .demo/invite {{ARGS}}
 
+# A TURN server for it: prints the flags for `just run-server`; `scripts/coturn --help` has its settings
+run-coturn:
+    scripts/coturn start
+
+# End that TURN server
+stop-coturn:
+    scripts/coturn stop
+
+# Which ways to server, TURN server and worker work, which do not, and why
+doctor *ARGS:
+    cargo run --locked --package client -- doctor {{ARGS}}
+
 # A client of that worker, such as `just run-client train package.zip`
 run-client *ARGS:
     cargo run --locked --package client -- --invite-file .demo/invite {{ARGS}}

@@ -69,7 +69,7 @@ impl Connector {
         let api = Arc::new(Api::new(&invite.server)?);
         let identity = Arc::new(Identity::load_or_create(&remote.config_dir.join("identity.json"))?);
         let me = format!("client-{}", hex(&seal::random::<8>()?)).parse()?;
-        let options = PeerOptions::new(&remote.network, api.is_loopback())?;
+        let options = PeerOptions { server_ice: Some(api.ice_servers()), ..PeerOptions::new(&remote.network, api.is_loopback())? };
         let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
         let (wanted, known) = (remote.worker.clone(), KnownWorkers::new(&remote.config_dir));
         let speeds = KnownSpeeds::new(&remote.config_dir);
@@ -201,12 +201,7 @@ impl Connector {
         let mut signal = self.start(Some(sign_in));
         loop {
             match signal.events.recv().await {
-                Some(SignalEvent::Registered { ice_servers, peers, .. }) => {
-                    if self.options.ice_servers.is_empty() {
-                        self.options.ice_servers = ice_servers;
-                    }
-                    return Ok((signal, peers));
-                }
+                Some(SignalEvent::Registered { peers, .. }) => return Ok((signal, peers)),
                 Some(SignalEvent::Refused(failure) | SignalEvent::Lost { failure, .. }) => return Err(self.explain(failure)),
                 Some(SignalEvent::Message(_)) => {}
                 None => return Err(Failure::new(Code::Unavailable, "the connection to the signaling server has ended")),

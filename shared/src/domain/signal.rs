@@ -7,6 +7,7 @@
 //! * `register` → (`challenge` → `prove`, where a public key was given) → `registered_auth`
 //! * `discover_peers` → `peer_list`; `update_metadata` → `metadata_updated`; `renew` → `renewed`
 //! * `offer`, `answer`, `candidate`, `peer_message` → the same to the target, or `error`
+//! * `ice_servers` from time to time, before credentials in the last ones expire
 //! * `peer_left` when a peer that had exchanged messages with this one goes
 
 use serde::{Deserialize, Serialize};
@@ -195,6 +196,11 @@ pub enum ToPeer {
         count: usize,
         /// Them, at most 100.
         peers: Vec<PeerInfo>,
+    },
+    /// STUN and TURN servers to use for new connections from now on: credentials are renewed before they expire.
+    IceServers {
+        /// All of them, in the place of those before.
+        ice_servers: Vec<IceServer>,
     },
     /// The answer to `update_metadata`.
     MetadataUpdated,

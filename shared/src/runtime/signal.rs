@@ -1,6 +1,7 @@
 //! The peers' side of the signaling server: its REST calls, and one WebSocket that comes back after every break.
 //!
 //! * [`Api`]: anonymous sign-in, room creation
+//! * [`Api::ice_servers`]: the STUN and TURN servers that it names, renewed as long as a socket is registered
 //! * [`connect`]: a task that registers, relays both ways, and reconnects with full jitter; it gives up only when the server
 //!   says that trying again is pointless (no such room, id taken, …)
 
@@ -10,7 +11,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     net::TcpStream,
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, timeout},
 };
 use tokio_tungstenite::{
@@ -39,6 +40,7 @@ const QUEUE: usize = 64;
 pub struct Api {
     http: reqwest::Client,
     server: String,
+    ice_servers: watch::Sender<Vec<IceServer>>,
 }
 
 impl Api {
@@ -57,7 +59,7 @@ impl Api {
         }
         let http = reqwest::Client::builder().timeout(HTTP_TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build();
         let http = http.map_err(|error| Failure::new(Code::Internal, format!("no HTTP client can be made: {error}")))?;
-        Ok(Api { http, server })
+        Ok(Api { http, server, ice_servers: watch::Sender::new(Vec::new()) })
     }
 
     /// The server's base URL, without a slash at its end.
@@ -69,6 +71,12 @@ impl Api {
     pub fn is_loopback(&self) -> bool {
         let host = reqwest::Url::parse(&self.server).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
         host == "localhost" || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    }
+
+    /// The STUN and TURN servers that it named last to any socket of this value; none before the first registration. Credentials
+    /// among them expire, so take them anew for each connection.
+    pub fn ice_servers(&self) -> watch::Receiver<Vec<IceServer>> {
+        self.ice_servers.subscribe()
     }
 
     /// Becomes an anonymous user.
@@ -322,6 +330,7 @@ impl Task {
                     send(socket, &ToServer::Prove { signature }).await?;
                 }
                 ToPeer::RegisteredAuth { expires_at, peers, ice_servers, .. } => {
+                    self.api.ice_servers.send_replace(ice_servers.clone());
                     return Ok(SignalEvent::Registered { expires_at, peers, ice_servers });
                 }
                 ToPeer::Error { code, message, .. } => return Err(Failure::new(code, message)),
@@ -340,11 +349,14 @@ impl Task {
                     }
                     send(socket, &message).await?;
                 }
-                message = receive(socket, SILENCE) => {
-                    if self.events.send(SignalEvent::Message(message?)).await.is_err() {
-                        return Ok(());
+                message = receive(socket, SILENCE) => match message? {
+                    ToPeer::IceServers { ice_servers } => {
+                        self.api.ice_servers.send_replace(ice_servers);
                     }
-                }
+                    message => if self.events.send(SignalEvent::Message(message)).await.is_err() {
+                        return Ok(());
+                    },
+                },
             }
         }
     }
@@ -391,6 +403,7 @@ async fn receive(socket: &mut Socket, silence: Duration) -> Result<ToPeer, Failu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::peer::PeerOptions;
 
     #[test]
     fn a_wrong_url_is_refused_with_the_right_form() {
@@ -400,6 +413,57 @@ mod tests {
         let api = Api::new("https://host/").unwrap();
         assert_eq!((api.websocket_url().as_str(), api.is_loopback()), ("wss://host/", false));
         assert!(Api::new("http://[::1]:8001").unwrap().is_loopback());
+    }
+
+    fn turn(username: &str) -> Vec<IceServer> {
+        let credential = Some(Secret::new("c".to_owned()));
+        vec![IceServer { urls: vec!["turn:t.example".to_owned()], username: Some(username.to_owned()), credential }]
+    }
+
+    /// A server that registers one peer, names servers, renews them, and then says that somebody has left.
+    async fn renewing_server(listener: tokio::net::TcpListener) -> Result<(), Box<dyn std::error::Error>> {
+        let mut socket = tokio_tungstenite::accept_async(listener.accept().await?.0).await?;
+        socket.next().await.ok_or("no registration")??;
+        let (room_id, peer_id): (RoomId, PeerId) = ("r".parse()?, "p".parse()?);
+        let welcome = ToPeer::RegisteredAuth {
+            room_id,
+            peer_id: peer_id.clone(),
+            expires_at: 1,
+            peers: Vec::new(),
+            ice_servers: turn("600:p"),
+            server_version: String::new(),
+        };
+        for message in [welcome, ToPeer::IceServers { ice_servers: turn("900:p") }, ToPeer::PeerLeft { peer_id }] {
+            socket.send(Message::text(signal::encode(&message))).await?;
+        }
+        while socket.next().await.is_some() {}
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn each_new_connection_takes_the_newest_turn_credentials() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let api = Arc::new(Api::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap());
+        let server = tokio::spawn(async move { renewing_server(listener).await.unwrap() });
+        let options = PeerOptions { server_ice: Some(api.ice_servers()), ..PeerOptions::default() };
+        let fixed = PeerOptions { ice_servers: turn("mine"), ..options.clone() };
+        assert_eq!(options.ice_servers(), []);
+
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Arc::new(Identity::load_or_create(&dir.path().join("identity.json")).unwrap());
+        let (room, peer) = ("r".parse().unwrap(), "p".parse().unwrap());
+        let registration = Registration { room, token: Secret::new("t".to_owned()), peer, role: Role::Client, metadata: Metadata::new() };
+        let sign_in = SignIn { id_token: Secret::new("j".to_owned()), username: "u".to_owned(), expires_in: 600 };
+        let stop = CancellationToken::new();
+        let (_sender, mut events) = connect(api, registration, identity, Some(sign_in), stop.clone());
+        let registered = events.recv().await.unwrap();
+        assert!(matches!(registered, SignalEvent::Registered { ice_servers, .. } if ice_servers == turn("600:p")));
+        // The renewal came before this one, and is nobody's event.
+        assert!(matches!(events.recv().await.unwrap(), SignalEvent::Message(ToPeer::PeerLeft { .. })));
+        assert_eq!(options.ice_servers(), turn("900:p"));
+        assert_eq!(fixed.ice_servers(), turn("mine"));
+        stop.cancel();
+        server.await.unwrap();
     }
 
     #[tokio::test]

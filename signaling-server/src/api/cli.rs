@@ -19,18 +19,33 @@ use shared::{
 };
 
 use crate::{
-    domain::grant,
-    runtime::config::{Config, Limits},
+    domain::{
+        grant,
+        turn_credentials::{self, TurnUrl},
+    },
+    runtime::{
+        config::{Config, Limits},
+        turn_credentials::TurnConfig,
+    },
 };
 
 const HTTP: &str = "0.0.0.0:8001";
 const WS: &str = "0.0.0.0:8080";
 
+const EXAMPLES: &str = r#"Examples:
+  webrtc-server --ice-servers '[{"urls": "stun:stun.example.org:3478"}]'
+      for a lab, on ports 8001 and 8080
+  webrtc-server --listen 127.0.0.1:8001 --trusted-proxy 127.0.0.1
+      behind a reverse proxy that adds TLS
+  webrtc-server --turn-urls turn:turn.example.org:3478 --turn-secret-file turn-secret
+      with a TURN server for peers behind strict firewalls (scripts/coturn starts one)"#;
+
 /// The signaling server of webRTC-connect: rooms, admission, and the exchange of sealed offers. It never sees data.
 ///
-/// Each option can also stand in `webrtc-connect.toml` (./ or the user's configuration directory), in its `server` section, with `_` for `-`.
+/// Most options can also stand in `webrtc-connect.toml` (./ or the user's configuration directory), in its section `[server]` with `_` for `-`;
+/// limits in `[server.limits]`.
 #[derive(Debug, Parser)]
-#[command(name = "webrtc-server", version)]
+#[command(name = "webrtc-server", version, after_help = EXAMPLES)]
 pub struct Args {
     /// Where REST is served (the WebSocket is served here, too) [default: 0.0.0.0:8001]
     #[arg(long, env = "WEBRTC_SERVER_HTTP", value_name = "ADDRESS")]
@@ -48,16 +63,26 @@ pub struct Args {
     #[arg(long, env = "WEBRTC_SERVER_STORE")]
     store: Option<StoreKind>,
     /// STUN and TURN servers for peers: JSON in the browser's form such as [{"urls": "stun:HOST:3478"}], or @FILE with it
-    #[arg(long, env = "ICE_SERVERS", value_name = "JSON", value_parser = secret, hide_env_values = true)]
+    #[arg(long, env = "ICE_SERVERS", value_name = "JSON", value_parser = secret, hide_env_values = true, help_heading = "Ways between peers")]
     ice_servers: Option<Secret<String>>,
+    /// TURN servers that admitted peers get short-lived credentials for, such as turn:HOST:3478,turns:HOST:443?transport=tcp
+    #[arg(long, env = "WEBRTC_SERVER_TURN_URLS", value_name = "URL,…", value_delimiter = ',', help_heading = "Ways between peers")]
+    turn_urls: Vec<TurnUrl>,
+    /// The secret that these TURN servers have, too (coturn's static-auth-secret), in a file of mode 600. While it is being changed, a
+    /// second line has the other one. The file is read each time
+    #[arg(long, env = "WEBRTC_SERVER_TURN_SECRET_FILE", value_name = "FILE", help_heading = "Ways between peers")]
+    turn_secret_file: Option<PathBuf>,
+    /// How long TURN credentials are valid, in seconds; peers get new ones at half time [default: 600]
+    #[arg(long, env = "WEBRTC_SERVER_TURN_TTL", value_name = "SECONDS", help_heading = "Ways between peers")]
+    turn_ttl: Option<u64>,
     /// How long a room admits peers unless renewed, in seconds [default: 7200]
     #[arg(long, env = "WEBRTC_SERVER_ROOM_TTL", value_name = "SECONDS")]
     room_ttl: Option<u64>,
     /// WebSockets from one address (IPv4, or IPv6 /64) [default: 20]
-    #[arg(long, env = "WEBRTC_SERVER_SOCKETS_PER_ADDRESS", value_name = "COUNT")]
+    #[arg(long, env = "WEBRTC_SERVER_SOCKETS_PER_ADDRESS", value_name = "COUNT", help_heading = "Limits")]
     sockets_per_address: Option<usize>,
     /// Sign-ins from one address in a minute [default: 30]
-    #[arg(long, env = "WEBRTC_SERVER_SIGN_INS_PER_MINUTE", value_name = "COUNT")]
+    #[arg(long, env = "WEBRTC_SERVER_SIGN_INS_PER_MINUTE", value_name = "COUNT", help_heading = "Limits")]
     sign_ins_per_minute: Option<u32>,
     /// A reverse proxy whose X-Forwarded-For is believed (repeatable)
     #[arg(long = "trusted-proxy", env = "WEBRTC_SERVER_TRUSTED_PROXIES", value_name = "IP", value_delimiter = ',')]
@@ -96,6 +121,9 @@ struct Section {
     data_dir: Option<PathBuf>,
     store: Option<StoreKind>,
     ice_servers: IceServers,
+    turn_urls: Vec<String>,
+    turn_secret_file: Option<PathBuf>,
+    turn_ttl: Option<u64>,
     room_ttl: Option<u64>,
     trusted_proxies: Vec<IpAddr>,
     limits: Limits,
@@ -136,6 +164,7 @@ impl Args {
 
     fn with(self, section: Section) -> Result<Start, Failure> {
         let addresses = addresses(&self, &section)?;
+        let turn = turn(&self, &section)?;
         let data_dir = match self.store.or(section.store).unwrap_or(StoreKind::Redb) {
             StoreKind::Memory => None,
             StoreKind::Redb => Some(self.data_dir.or(section.data_dir).map_or_else(|| config::data_dir("server"), Ok)?),
@@ -149,6 +178,7 @@ impl Args {
         let config = Config {
             data_dir,
             ice_servers: ice_servers.unwrap_or(section.ice_servers.0),
+            turn,
             room_ttl: grant::checked_ttl(self.room_ttl.or(section.room_ttl), defaults.room_ttl)?,
             trusted_proxies: proxies.into_iter().map(|ip| ip.to_canonical()).collect(),
             limits,
@@ -161,6 +191,25 @@ impl Args {
 /// Any text: clap's own errors would quote the password in it.
 fn secret(text: &str) -> Result<Secret<String>, Infallible> {
     Ok(Secret::new(text.to_owned()))
+}
+
+fn turn(args: &Args, section: &Section) -> Result<Option<TurnConfig>, Failure> {
+    let wrong = |message: String| Failure::new(Code::InvalidRequest, message);
+    let urls = match &args.turn_urls[..] {
+        [] => section.turn_urls.iter().map(|url| url.parse()).collect::<Result<_, String>>().map_err(wrong)?,
+        urls => urls.to_vec(),
+    };
+    let ttl = args.turn_ttl.or(section.turn_ttl).unwrap_or(turn_credentials::DEFAULT_TTL);
+    let range = turn_credentials::TTL_RANGE;
+    if !range.contains(&ttl) {
+        return Err(wrong(format!("--turn-ttl is {ttl} seconds; it can be {} to {}", range.start(), range.end())));
+    }
+    match (urls.is_empty(), args.turn_secret_file.as_ref().or(section.turn_secret_file.as_ref())) {
+        (true, None) => Ok(None),
+        (false, Some(file)) => Ok(Some(TurnConfig { urls, secret_file: file.clone(), ttl })),
+        (false, None) => Err(wrong("--turn-urls needs --turn-secret-file, the secret that credentials for them are made with".into())),
+        (true, Some(_)) => Err(wrong("--turn-secret-file needs --turn-urls, the TURN servers that have this secret".into())),
+    }
 }
 
 fn addresses(args: &Args, section: &Section) -> Result<Addresses, Failure> {
@@ -237,6 +286,32 @@ mod tests {
         assert_eq!(args(&["--listen", "127.0.0.1:5"]).with(file()).unwrap().addresses, Addresses::One(one));
         assert!(args(&["--listen", "127.0.0.1:5", "--ws", "127.0.0.1:6"]).with(file()).is_err());
         assert!(args(&[]).with(section("[server]\nhttp = '127.0.0.1:1'\nlisten = '127.0.0.1:2'\n")).is_err());
+    }
+
+    #[test]
+    fn turn_servers_and_their_secret_come_together() {
+        let turn = |line: &[&str], file: &str| {
+            let section = if file.is_empty() { Section::default() } else { section(&format!("[server]\n{file}")) };
+            args(&[&["--store", "memory"], line].concat()).with(section).map(|start| start.config.turn)
+        };
+        let urls = "turn:t.example:3478?transport=udp,turns:t.example:443?transport=tcp";
+        let config =
+            turn(&["--turn-urls", urls, "--turn-secret-file", "f"], "turn_urls = ['turn:other']\nturn_ttl = 60\n").unwrap().unwrap();
+        assert_eq!(config.urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(","), urls);
+        assert_eq!((config.secret_file.to_str(), config.ttl), (Some("f"), 60));
+        let config = turn(&[], "turn_urls = ['turn:t']\nturn_secret_file = 'f'\n").unwrap().unwrap();
+        assert_eq!((config.urls.len(), config.ttl), (1, 600));
+        assert!(turn(&[], "").unwrap().is_none());
+        for (line, file, says) in [
+            (&["--turn-urls", "turn:t"][..], "", "needs --turn-secret-file"),
+            (&["--turn-secret-file", "f"], "", "needs --turn-urls"),
+            (&["--turn-urls", "turn:t", "--turn-secret-file", "f", "--turn-ttl", "5"], "", "30 to 86400"),
+            (&[], "turn_urls = ['stun:t']\nturn_secret_file = 'f'\n", "this is no TURN server: it does not begin with turn: or turns:"),
+        ] {
+            let failure = turn(line, file).unwrap_err();
+            assert!(failure.code == Code::InvalidRequest && failure.message.contains(says), "{failure}");
+        }
+        assert!(Args::try_parse_from(["webrtc-server", "--turn-urls", "http://t"]).is_err());
     }
 
     #[test]

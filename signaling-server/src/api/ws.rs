@@ -20,7 +20,7 @@ use shared::domain::{
     error::{Code, Failure},
     signal::{self, MAX_MESSAGE, ToPeer, ToServer},
 };
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout, timeout_at};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use super::error::ApiError;
@@ -146,6 +146,7 @@ impl Connection {
         or_stop(stop.stopped(), self.send(&admitted.welcome)).await?;
         let mut ping = interval_at(Instant::now() + timing.ping, timing.ping);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut renewal = self.server.turn.as_ref().map(|turn| interval_at(Instant::now() + turn.renew_after(), turn.renew_after()));
         let mut heard = Instant::now();
         loop {
             tokio::select! {
@@ -161,6 +162,10 @@ impl Connection {
                         return Err(Closing::Silent);
                     }
                     or_stop(stop.stopped(), self.send_message(Message::Ping(Default::default()))).await?;
+                }
+                () = due(&mut renewal) => {
+                    let ice_servers = self.server.ice_servers(&admitted.peer).await;
+                    or_stop(stop.stopped(), self.send(&ToPeer::IceServers { ice_servers })).await?;
                 }
                 received = self.socket.recv() => {
                     heard = Instant::now();
@@ -245,6 +250,14 @@ async fn answers(server: &Server, admitted: &Admitted, text: &str) -> Vec<ToPeer
         }
     }
     answers
+}
+
+/// Waits for the timer's next tick; without a timer for ever.
+async fn due(timer: &mut Option<Interval>) {
+    match timer {
+        Some(timer) => drop(timer.tick().await),
+        None => std::future::pending().await,
+    }
 }
 
 /// Does `work`, unless there is a reason to stop first.

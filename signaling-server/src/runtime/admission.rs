@@ -129,17 +129,17 @@ impl Server {
         let (peer, identity) = (member.peer.clone(), member.owner.clone());
         let (seat, mailbox, peers) = self.hub.join(&room, member)?;
         self.metrics.registrations.increment(1);
-        let welcome = self.welcome(&room, &peer, stored.expires_at, peers);
+        let welcome = self.welcome(&room, &peer, stored.expires_at, peers).await;
         Ok(Admitted { seat, mailbox, room, peer, identity, welcome })
     }
 
-    fn welcome(&self, room: &RoomId, peer: &PeerId, expires_at: u64, peers: Vec<PeerInfo>) -> ToPeer {
+    async fn welcome(&self, room: &RoomId, peer: &PeerId, expires_at: u64, peers: Vec<PeerInfo>) -> ToPeer {
         ToPeer::RegisteredAuth {
             room_id: room.clone(),
             peer_id: peer.clone(),
             expires_at,
             peers,
-            ice_servers: self.config.ice_servers.clone(),
+            ice_servers: self.ice_servers(peer).await,
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use serde::Deserialize;
 use shared::domain::signal::IceServer;
 
-use super::clock::Clock;
+use super::{clock::Clock, turn_credentials::TurnConfig};
 use crate::domain::grant::DEFAULT_TTL;
 
 /// The whole configuration.
@@ -15,6 +15,8 @@ pub struct Config {
     pub data_dir: Option<PathBuf>,
     /// What peers are told to use for connectivity.
     pub ice_servers: Vec<IceServer>,
+    /// TURN servers that admitted peers get short-lived credentials for, beside those.
+    pub turn: Option<TurnConfig>,
     /// How long a room admits peers unless its creator says otherwise, in seconds.
     pub room_ttl: u64,
     /// How long an anonymous user's token is valid, in seconds.
@@ -34,6 +36,7 @@ impl Default for Config {
         Config {
             data_dir: None,
             ice_servers: Vec::new(),
+            turn: None,
             room_ttl: DEFAULT_TTL,
             // As long as the longest room, so that its creator can still delete it.
             token_ttl: 24 * 3600,

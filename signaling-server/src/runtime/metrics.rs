@@ -30,6 +30,8 @@ pub struct Metrics {
     pub registrations: Counter,
     /// Messages brought from one peer to another.
     pub relayed: Counter,
+    /// TURN credentials given out.
+    pub turn_credentials: Counter,
 }
 
 impl Default for Metrics {
@@ -64,6 +66,7 @@ impl Metrics {
             rooms_swept: counter("webrtc_server_rooms_swept_total", "Rooms removed after their expiry"),
             registrations: counter("webrtc_server_registrations_total", "Successful registrations"),
             relayed: counter("webrtc_server_messages_relayed_total", "Messages brought from one peer to another"),
+            turn_credentials: counter("webrtc_server_turn_credentials_total", "TURN credentials given to admitted peers"),
             handle,
             recorder,
         };

@@ -3,6 +3,7 @@
 //! * [`server`]: every operation, one method each; [`admission`]: how a socket gets into a room
 //! * [`hub`]: sockets ↔ rooms; [`relay`]: peers that are connected to another process
 //! * [`store`]: rooms that outlive the process; [`auth`], [`key`], [`proof`]: tokens and keys
+//! * [`turn_credentials`]: for admitted peers, from a secret that is shared with the TURN server
 //! * [`rate`]: limits; [`metrics`]; [`listen`]: TCP and HTTP connections; [`clock`], [`config`]
 
 pub mod admission;
@@ -18,3 +19,4 @@ pub mod rate;
 pub mod relay;
 pub mod server;
 pub mod store;
+pub mod turn_credentials;

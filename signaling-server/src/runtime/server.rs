@@ -5,7 +5,7 @@ use std::sync::Arc;
 use shared::domain::{
     error::{Code, Failure},
     id::{PeerId, RoomId, Secret},
-    signal::{CreatedRoom, PeerInfo, SignIn},
+    signal::{CreatedRoom, IceServer, PeerInfo, SignIn},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,7 @@ use super::{
     rate::{Address, Rates, Sockets},
     relay::OneProcess,
     store::{MemoryStore, RedbStore, Store, StoreError},
+    turn_credentials::TurnIssuer,
 };
 use crate::domain::grant::{self, Change, Identity, PublicKey, Refusal, Room, TokenHash};
 
@@ -33,6 +34,8 @@ pub struct Server {
     pub store: Arc<dyn Store>,
     /// Tokens.
     pub auth: Auth,
+    /// TURN credentials, where there are TURN servers to give them for.
+    pub turn: Option<TurnIssuer>,
     /// Registered sockets.
     pub hub: Arc<Hub>,
     /// Limits on rates.
@@ -51,6 +54,7 @@ impl Server {
     /// # Errors
     /// [`Code::BadFile`] when a file cannot be used.
     pub fn open(config: Config, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
+        let turn = config.turn.clone().map(TurnIssuer::open).transpose()?;
         let (store, keys): (Arc<dyn Store>, KeyPair) = match &config.data_dir {
             None => (Arc::new(MemoryStore::new()), KeyPair::ephemeral()?),
             Some(dir) => {
@@ -66,6 +70,7 @@ impl Server {
             rates: Rates::new(&config.limits),
             sockets: Arc::default(),
             config,
+            turn,
             store,
             hub,
             metrics,
@@ -181,6 +186,16 @@ impl Server {
             [] => Err(Failure::new(Code::PeerNotFound, "you have no such peer connected here; name its room_id")),
             _ => Err(Failure::new(Code::InvalidRequest, "this peer is connected to several rooms; name the room_id")),
         }
+    }
+
+    /// What an admitted peer uses for connectivity from now on.
+    pub async fn ice_servers(&self, peer: &PeerId) -> Vec<IceServer> {
+        let mut servers = self.config.ice_servers.clone();
+        if let Some(turn) = &self.turn {
+            servers.push(turn.server(self.now(), peer).await);
+            self.metrics.turn_credentials.increment(1);
+        }
+        servers
     }
 
     /// Whether the store answers.

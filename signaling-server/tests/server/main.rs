@@ -6,3 +6,4 @@ mod process;
 mod relay;
 mod rest;
 mod support;
+mod turn;

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read},
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     thread::JoinHandle,
@@ -124,10 +125,21 @@ async fn a_second_signal_does_not_wait_for_anybody() {
 async fn no_secret_reaches_the_log_not_even_at_trace() {
     let dir = tempfile::tempdir().unwrap();
     let turn = r#"[{"urls":"turn:t.example","username":"u","credential":"canary-turn"}]"#;
-    let mut program = start(dir.path(), &["--ice-servers", turn]);
+    let secret_file = dir.path().join("turn-secret");
+    std::fs::write(&secret_file, "canary-shared-secret-of-turn").unwrap();
+    std::fs::set_permissions(&secret_file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let with_turn = ["--ice-servers", turn, "--turn-urls", "turn:t.example", "--turn-secret-file", secret_file.to_str().unwrap()];
+    let mut program = start(dir.path(), &with_turn);
     let owner = program.api.sign_in().await;
     let room = program.api.create_room(&owner).await;
-    let mut worker = program.api.join(&room, &owner, "w").await;
+    let mut worker = program.api.connect().await;
+    let welcome = worker.ask(register(&room, &owner, "w")).await;
+    let credential = welcome["ice_servers"][1]["credential"].as_str().expect("a TURN credential");
+    let (_, metrics) = program.api.get("/metrics").await;
+    assert!(!metrics.to_string().contains(credential) && !metrics.to_string().contains("canary"), "{metrics}");
+    // The file is spoiled while the server runs: that is told to the log.
+    std::fs::write(&secret_file, "canary canary").unwrap();
+    assert!(program.api.connect().await.ask(register(&room, &owner, "x")).await["ice_servers"][1]["credential"].is_string());
     worker.send(json!({"type": "offer", "target": "w", "sdp": "canary-sdp"})).await;
     worker.expect("offer").await;
     let mut wrong = program.api.connect().await;
@@ -136,9 +148,9 @@ async fn no_secret_reaches_the_log_not_even_at_trace() {
     program.signal("TERM");
     program.ended().await;
     let log = program.log();
-    assert!(log.contains("peer registered"), "{log}");
+    assert!(log.contains("peer registered") && log.contains("the TURN secrets cannot be read anew"), "{log}");
     let signature = owner.token.rsplit('.').next().unwrap();
-    for secret in [signature, room.token.expose(), "canary"] {
+    for secret in [signature, room.token.expose(), credential, "canary"] {
         assert!(!log.contains(secret), "{secret} in:\n{}", log.lines().find(|line| line.contains(secret)).unwrap_or_default());
     }
 }
@@ -178,6 +190,19 @@ fn what_is_wrong_at_the_start_is_one_sentence_and_an_exit_code() {
     let (code, message) = run("", &["--store", "memory", "--listen", &address]);
     assert_eq!(code, 4, "{message}");
     assert!(message.contains(&format!("cannot listen on {address}")), "{message}");
+
+    let turn = ["--store", "memory", "--listen", "127.0.0.1:0", "--turn-urls", "turn:t.example", "--turn-secret-file", "turn-secret"];
+    let (code, message) = run("", &turn);
+    assert_eq!(code, 3, "{message}");
+    assert!(message.contains("the TURN secrets' file turn-secret: No such file"), "{message}");
+    std::fs::write(dir.path().join("turn-secret"), "canary-canary-canary-canary").unwrap();
+    std::fs::set_permissions(dir.path().join("turn-secret"), std::fs::Permissions::from_mode(0o604)).unwrap();
+    let (code, message) = run("", &turn);
+    assert_eq!(code, 3, "{message}");
+    assert!(message.contains("chmod 600") && !message.contains("canary"), "{message}");
+    let (code, message) = run("", &turn[..6]);
+    assert_eq!(code, 2, "{message}");
+    assert!(message.contains("--turn-urls needs --turn-secret-file"), "{message}");
 
     let (code, message) = run("", &["--listen", "nowhere"]);
     assert_eq!(code, 2, "{message}");

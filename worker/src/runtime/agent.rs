@@ -128,7 +128,7 @@ pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown
     gpus.look().await;
     let facts = Arc::new(Facts::new(&config, &identity, jobs.clone(), gpus.clone()));
     let desk = Desk::new(jobs.clone(), Arc::new(store), facts.clone(), stop.clone());
-    let options = PeerOptions::new(&config.network, api.is_loopback())?;
+    let options = PeerOptions { server_ice: Some(api.ice_servers()), ..PeerOptions::new(&config.network, api.is_loopback())? };
     let agent = Agent { config, api, identity, desk, facts, options, events, shutdown: shutdown.clone() };
     let watching = stop.clone();
     shutdown.spawn(async move { watching.run_until_cancelled(watch(&gpus)).await });
@@ -174,7 +174,7 @@ impl Drop for Seat {
 }
 
 impl Agent {
-    async fn run(mut self) -> Result<(), Failure> {
+    async fn run(self) -> Result<(), Failure> {
         let (link_tx, mut links) = mpsc::channel(4);
         let places = Places::new(MAX_CLIENTS);
         let mut seat = self.take_seat(&link_tx, false).await?;
@@ -194,7 +194,7 @@ impl Agent {
                         }
                         seat.answerer.handle(message, &self.options).await;
                     }
-                    Some(SignalEvent::Registered { expires_at, ice_servers, .. }) => self.registered(&mut seat, expires_at, ice_servers).await,
+                    Some(SignalEvent::Registered { expires_at, .. }) => self.registered(&mut seat, expires_at).await,
                     Some(SignalEvent::Lost { failure, retry_in }) => { let _ = self.events.send(AgentEvent::Waiting { failure, retry_in }).await; }
                     Some(SignalEvent::Refused(failure)) if failure.code == Code::RoomNotFound => {
                         tracing::warn!("the room is gone; a new one is opened, and invites of the old one are void");
@@ -240,10 +240,7 @@ impl Agent {
         });
     }
 
-    async fn registered(&mut self, seat: &mut Seat, expires_at: u64, ice_servers: Vec<IceServer>) {
-        if self.config.network.ice_servers.is_empty() {
-            self.options.ice_servers = ice_servers;
-        }
+    async fn registered(&self, seat: &mut Seat, expires_at: u64) {
         let _ = seat.signal.send(ToServer::Renew).await;
         if std::mem::replace(&mut seat.announced, true) {
             return;

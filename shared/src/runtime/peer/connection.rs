@@ -11,7 +11,7 @@ use std::{
 
 use rtc::{ice::mdns::MulticastDnsMode, peer_connection::configuration::setting_engine::SctpMaxMessageSize};
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use webrtc::{
     data_channel::RTCDataChannelInit,
     peer_connection::{
@@ -25,7 +25,7 @@ use super::{
     candidates::{Announcer, without_candidates},
     channel::Channel,
     local::LocalAddrs,
-    udp::{BufferedRuntime, granted_receive_buffer, route_mtu},
+    udp::{BufferedRuntime, Relays, granted_receive_buffer, route_mtu},
 };
 use crate::domain::{
     error::{Code, Failure},
@@ -54,8 +54,10 @@ const OVERHEAD: u32 = 85;
 /// How to reach the other side.
 #[derive(Debug, Clone, Default)]
 pub struct PeerOptions {
-    /// STUN and TURN servers.
+    /// STUN and TURN servers; empty: those of `server_ice`.
     pub ice_servers: Vec<IceServer>,
+    /// What the signaling server names, renewed by it before credentials expire: each connection takes the newest.
+    pub server_ice: Option<watch::Receiver<Vec<IceServer>>>,
     /// Addresses to bind UDP sockets to, instead of those of the interfaces.
     pub bind: Vec<SocketAddr>,
     /// The interfaces to use.
@@ -94,6 +96,14 @@ impl PeerOptions {
             relay_only: network.relay_only,
             ..PeerOptions::default()
         })
+    }
+
+    /// The STUN and TURN servers of a connection that is made now.
+    pub fn ice_servers(&self) -> Vec<IceServer> {
+        match &self.server_ice {
+            Some(newest) if self.ice_servers.is_empty() => newest.borrow().clone(),
+            _ => self.ice_servers.clone(),
+        }
     }
 
     fn local_addrs(&self) -> LocalAddrs {
@@ -200,11 +210,14 @@ impl PeerConnection {
         let (event_tx, events) = mpsc::channel(256);
         let announcer = Arc::new(Announcer::new(options.advertise.clone(), options.here));
         let handler = Handler { events: event_tx, announcer: announcer.clone() };
+        let servers = options.ice_servers();
+        let relays =
+            if servers.iter().flat_map(|server| &server.urls).any(|url| url.starts_with("turn")) { Relays::Perhaps } else { Relays::None };
         let builder = PeerConnectionBuilder::new()
-            .with_configuration(configuration(options))
+            .with_configuration(configuration(servers, options.relay_only))
             .with_setting_engine(settings(options.receive_window, options.path_mtu.get().unwrap_or(EVERYWHERE_MTU)))
             .with_handler(Arc::new(handler))
-            .with_runtime(Arc::new(BufferedRuntime::new()))
+            .with_runtime(Arc::new(BufferedRuntime::new(relays)))
             .with_udp_addrs(vec![options.local_addrs()])
             .with_data_channel_send_buffer_limit(options.send_limit.unwrap_or(SEND_LIMIT));
         // Boxed: the crate's future has 20 kB, and every future that awaits it would have them, too.
@@ -333,17 +346,16 @@ impl PeerConnection {
 /// SHA-256 of a DTLS certificate.
 pub type Fingerprint = [u8; 32];
 
-fn configuration(options: &PeerOptions) -> webrtc::peer_connection::RTCConfiguration {
-    let servers = options
-        .ice_servers
-        .iter()
+fn configuration(servers: Vec<IceServer>, relay_only: bool) -> webrtc::peer_connection::RTCConfiguration {
+    let servers = servers
+        .into_iter()
         .map(|server| RTCIceServer {
-            urls: server.urls.clone(),
-            username: server.username.clone().unwrap_or_default(),
+            urls: server.urls,
+            username: server.username.unwrap_or_default(),
             credential: server.credential.as_ref().map(|secret| secret.expose().clone()).unwrap_or_default(),
         })
         .collect();
-    let policy = if options.relay_only { RTCIceTransportPolicy::Relay } else { RTCIceTransportPolicy::All };
+    let policy = if relay_only { RTCIceTransportPolicy::Relay } else { RTCIceTransportPolicy::All };
     RTCConfigurationBuilder::new().with_ice_servers(servers).with_ice_transport_policy(policy).build()
 }
 

@@ -18,6 +18,7 @@ mod candidates;
 pub mod channel;
 pub mod connection;
 mod local;
+mod second_look;
 mod udp;
 
 pub use channel::{Channel, ChannelSender};

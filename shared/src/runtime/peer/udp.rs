@@ -15,18 +15,27 @@ use std::{
 use rustix::net::sockopt;
 use webrtc::runtime::{AsyncInterval, AsyncTcpListener, AsyncTcpStream, AsyncUdpSocket, JoinHandle, Runtime, TokioRuntime};
 
-use super::local::bound;
+use super::{local::bound, second_look};
 
 /// What we ask the kernel for, in bytes; stock Linux gives 208 KiB of it.
 const SOCKET_BUFFER: usize = 4 << 20;
 
 /// [`TokioRuntime`] whose UDP sockets have large buffers.
 #[derive(Debug)]
-pub(super) struct BufferedRuntime(TokioRuntime);
+pub(super) struct BufferedRuntime(TokioRuntime, Relays);
+
+/// Whether the connection may go over a TURN relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Relays {
+    /// It has TURN servers, so its driver has to look twice; see [`second_look`].
+    Perhaps,
+    /// It has none.
+    None,
+}
 
 impl BufferedRuntime {
-    pub(super) fn new() -> Self {
-        BufferedRuntime(TokioRuntime)
+    pub(super) fn new(relays: Relays) -> Self {
+        BufferedRuntime(TokioRuntime, relays)
     }
 }
 
@@ -68,11 +77,11 @@ type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 impl Runtime for BufferedRuntime {
     fn spawn(&self, future: BoxFuture<'static, ()>) -> Box<dyn JoinHandle> {
-        self.0.spawn(future)
+        self.0.spawn(if self.1 == Relays::Perhaps { second_look::taking(future) } else { future })
     }
 
     fn spawn_reactor(&self, reactor_pool_size: usize, future: BoxFuture<'static, ()>) -> Box<dyn JoinHandle> {
-        self.0.spawn_reactor(reactor_pool_size, future)
+        self.0.spawn_reactor(reactor_pool_size, if self.1 == Relays::Perhaps { second_look::taking(future) } else { future })
     }
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
@@ -96,7 +105,7 @@ impl Runtime for BufferedRuntime {
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
-        self.0.sleep(duration)
+        second_look::sleep(duration, |duration| self.0.sleep(duration))
     }
 
     fn interval(&self, period: Duration) -> Box<dyn AsyncInterval> {
