@@ -21,10 +21,11 @@ sys.path[:0] = [str(ROOT / "scripts/benchmark")]
 import link as linking  # noqa: E402
 from report import absolute  # noqa: E402
 
+import matrix  # noqa: E402
 import nats  # noqa: E402
 import space  # noqa: E402
 
-COMMANDS = {"nats": nats}
+COMMANDS = {"nats": nats, "matrix": matrix}
 
 
 def parse(words: list[str]) -> argparse.Namespace:

@@ -58,6 +58,10 @@ class Uplink:
         for space, device in (self.node, self.device), (self.far, self.far_device):
             space.nft(f"delete chain netdev cut {device}")
 
+    def isolate(self) -> None:
+        """Neighbours in the LAN cannot be reached directly any more."""
+        self.far.ip(f"link set {self.far_device} type bridge_slave isolated on")
+
     def close(self) -> None:
         """Pull the line out: device, addresses and routes are gone."""
         if self.carrier:
@@ -210,7 +214,7 @@ class Nat(Space):
         uplink.network = self
         self.ip(f"link set {far_device} master lan")
         if isolated:
-            self.ip(f"link set {far_device} type bridge_slave isolated on")
+            uplink.isolate()
         if "ipv4" in families and self.uplink.v4:
             uplink.v4 = str(next(self._hosts))
             node.ip(f"address add {uplink.v4}/{self._subnet.prefixlen} dev {device}", f"route add default via {self.gateway} dev {device}")

@@ -86,6 +86,7 @@ class World:
     def __init__(self, options: Options):
         self.options = options
         self._stack: list[Space] = []
+        self._told = options.turn
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self.folder = Path(tempfile.mkdtemp(prefix="webrtc-lab."))
@@ -117,10 +118,17 @@ class World:
         """The signaling server's."""
         return f"http://{SIGNAL_NAME}:{SIGNAL_PORT}"
 
+    def tell(self, *kinds: str) -> None:
+        """The server starts again and tells peers of this much of coturn: `stun`, `udp`, `tcp`, `tls`."""
+        if self._told != kinds:
+            self._told = kinds
+            self.server.stop()
+            self.server.start()
+
     def _start_server(self) -> Program:
         folder = self.folder / "server"
         folder.mkdir(exist_ok=True)
-        told = self.turn.ice_servers(*self.options.turn)
+        told = self.turn.ice_servers(*self._told)
         # People behind one NAT are one address.
         (folder / "webrtc-connect.toml").write_text("[server.limits]\nsockets_per_address = 200\nsign_ins_per_minute = 100000\n")
         command = [self.program("webrtc-server"), "--json", "--listen", f"[::]:{SIGNAL_PORT}", "--data-dir", str(folder / "data"),
@@ -137,7 +145,7 @@ class World:
 
     def environment(self, home: Path, more: dict[str, str] | None = None) -> dict[str, str]:
         """A program's environment: nothing of ours but the test CA."""
-        return environment(home, {"SSL_CERT_FILE": str(self.authority.certificate), **(more or {})})
+        return environment(home, {"WEBRTC_CA_FILE": str(self.authority.certificate), **(more or {})})
 
     def _name(self, what: str) -> str:
         return f"{what}{next(self._numbers)}"
@@ -206,6 +214,15 @@ class World:
         """Whether the worker has the package's data, byte for byte."""
         wanted = _digest(package / "data.bin")
         return any(_digest(path) == wanted for path in worker.received("data.bin"))
+
+    def relayed(self, before: dict[tuple[str, str], int], *outside: str) -> tuple[int, int]:
+        """Bytes that coturn and these outside addresses have exchanged since `before` (see `Internet.carried`), and these addresses among
+        each other: which way something really took."""
+        now = self.internet.carried()
+        grown = {pair: count - before.get(pair, 0) for pair, count in now.items()}
+        turn = self.turn.addresses
+        through = sum(count for (one, other), count in grown.items() if one in outside and other in turn or one in turn and other in outside)
+        return through, sum(count for (one, other), count in grown.items() if one in outside and other in outside)
 
     def ended(self, worker: Worker) -> None:
         """The worker and everything that it started is not needed any more."""
