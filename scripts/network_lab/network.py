@@ -267,6 +267,11 @@ class Host(Space):
         self.uplink = network.attach(self, f"eth{next(self._devices)}", families, isolated, **more)
         return self
 
+    def shape(self, megabits: float) -> None:
+        """Send no faster than that from now on, on this line."""
+        self.run("tc", "qdisc", "replace", "dev", self.uplink.device, "root", "tbf", "rate", f"{round(megabits * 1000)}kbit", "burst", "64k",
+                 "latency", "100ms")
+
     def leave(self) -> None:
         """Unplug; programs go on without a network."""
         if self.uplink:

@@ -215,6 +215,11 @@ class World:
         wanted = _digest(package / "data.bin")
         return any(_digest(path) == wanted for path in worker.received("data.bin"))
 
+    def ask_server(self, path: str) -> str:
+        """What the signaling server answers to a GET; asked on its own host."""
+        program = "import sys, urllib.request as r; print(r.build_opener(r.ProxyHandler({})).open(sys.argv[1], timeout=5).read().decode())"
+        return self.signal_host.run(sys.executable, "-c", program, f"http://127.0.0.1:{SIGNAL_PORT}{path}")
+
     def relayed(self, before: dict[tuple[str, str], int], *outside: str) -> tuple[int, int]:
         """Bytes that coturn and these outside addresses have exchanged since `before` (see `Internet.carried`), and these addresses among
         each other: which way something really took."""
@@ -228,7 +233,8 @@ class World:
         """The worker and everything that it started is not needed any more."""
         worker.program.end(3.0)
         end_everything_of(worker.folder)
-        shutil.rmtree(worker.folder, ignore_errors=not self.options.keep)
+        if not self.options.keep:
+            shutil.rmtree(worker.folder, ignore_errors=True)
 
     def __exit__(self, *_: object) -> None:
         end_everything_of(self.folder)
