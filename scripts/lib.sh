@@ -130,7 +130,7 @@ need_lab() {
     need_command unshare "it is in util-linux"
     need_command nsenter "it is in util-linux"
     # Programs of the administrator's that everybody may call.
-    [[ ":$PATH:" == *":/usr/sbin:"* ]] || export PATH="$PATH:/usr/sbin:/sbin"
+    local PATH="$PATH:/usr/sbin:/sbin"
     command -v ip >/dev/null || ensure_debian iproute2
     command -v nft >/dev/null || ensure_debian nftables
     command -v openssl >/dev/null || ensure_debian openssl

@@ -27,7 +27,8 @@ BEGIN = 0.25
 """Share of the upload after which it is disturbed."""
 WINDOW = 16 << 20
 """Bytes that a break may cost."""
-PATIENCE = 180.0
+STOPS = 3
+PATIENCE = 120.0
 """Seconds after which work that has not come back is given up."""
 PHASES = ["upload", "training"]
 
@@ -97,6 +98,15 @@ class Upload:
             lambda event: event["type"] == "uploaded" or (event["type"] == "uploading" and event["done"] > known), PATIENCE)
         return when
 
+    def progress(self) -> list[float]:
+        """When something new was known to be on the worker's disk."""
+        found, most = [], -1
+        for when, event in self.client.events():
+            if event["type"] == "uploaded" or (event["type"] == "uploading" and event["done"] > most):
+                found.append(when)
+                most = event.get("done", most)
+        return found
+
     def finish(self, outcome: Outcome) -> None:
         """To its end, and what it says then."""
         code = self.client.exit_code(PATIENCE)
@@ -123,10 +133,18 @@ class Training:
         when, _ = self.client.wait_for(lambda event: event["type"] == "journal" and event["entry"]["seq"] > known, PATIENCE)
         return when
 
+    def progress(self) -> list[float]:
+        """When a new entry was shown."""
+        return [when for when, _ in self.client.events("journal")]
+
     def finish(self, outcome: Outcome) -> None:
         """Stop it, and count what was shown."""
-        stop = self.world.client(self.pair.client, self.worker.invite, "stop")
-        if stop.exit_code(PATIENCE):
+        for _ in range(STOPS):
+            # Another client, whose way to the worker is not the subject here.
+            stop = self.world.client(self.pair.client, self.worker.invite, "stop")
+            if not stop.exit_code(PATIENCE):
+                break
+        else:
             raise LabError(f"stop failed: {stop.last_words()}")
         code = self.client.exit_code(PATIENCE)
         if code:
@@ -165,6 +183,7 @@ def disturb(world: World, disturbance: Disturbance, phase: str) -> Outcome:
         worker = world.worker(pair.worker, environment=pair.environment)
         work = WORK[phase](world, pair, worker)
         before = len(work.client.events())
+        begun = time.monotonic()
         disturbance.begin(world, pair)
         wait(work.client, disturbance.seconds)
         work.client.skip()
@@ -172,6 +191,7 @@ def disturb(world: World, disturbance: Disturbance, phase: str) -> Outcome:
         ended = time.monotonic()
         outcome.back = max(0.0, work.wait_for_more() - ended)
         work.finish(outcome)
+        outcome.back = max(0.0, end_of_silence(work.progress(), begun) - ended)
     except LabError as error:
         outcome.error = str(error)
     finally:
@@ -184,6 +204,12 @@ def disturb(world: World, disturbance: Disturbance, phase: str) -> Outcome:
         if pair:
             world.remove(*pair.spaces)
     return outcome
+
+
+def end_of_silence(times: list[float], since: float) -> float:
+    """When the longest silence since then ended: what was on its way already may still have come in the beginning."""
+    times = [since, *(when for when in times if when > since)]
+    return max(zip(times, times[1:]), key=lambda pair: pair[1] - pair[0], default=(since, since))[1]
 
 
 def wait(client: Program, seconds: float) -> None:

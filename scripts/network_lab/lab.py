@@ -50,6 +50,8 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def main() -> int:
     options = parse(sys.argv[1:])
+    # Where nft and ip are, although everybody may call them.
+    os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     try:
         if not space.inside():
             return space.enter([sys.executable, *sys.argv])

@@ -85,4 +85,4 @@ def router_restarts(name: str) -> Disturbance:
             if role in WHO[name]:
                 nat.restart()
 
-    return Disturbance(f"{name}: the router restarts", build, lambda world, pair: None, restart, WITHOUT, GOAL)
+    return Disturbance(f"{name}: the router restarts", build, restart, lambda world, pair: None, WITHOUT, GOAL)
