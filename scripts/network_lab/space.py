@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,8 +30,19 @@ class LabError(Exception):
 
 
 def inside() -> bool:
-    """Whether this process was started by `enter`."""
-    return os.environ.get(INSIDE) == "1" and os.getpid() == 1
+    """Whether this process was started by `enter`; the first call sees to it that it ends with who started it, however that ends."""
+    if INSIDE not in os.environ or os.getpid() != 1:
+        return False
+    if word := os.environ[INSIDE]:
+        os.environ[INSIDE] = ""
+        threading.Thread(target=_end_with, args=(int(word),), daemon=True).start()
+    return True
+
+
+def _end_with(pipe: int) -> None:
+    # Nobody writes: it ends when the other end is closed.
+    os.read(pipe, 1)
+    os._exit(128 + signal.SIGKILL)
 
 
 def enter(command: list[str]) -> int:
@@ -38,7 +50,9 @@ def enter(command: list[str]) -> int:
 
     Everything in there is killed when this process ends or when the command ends.
     """
-    child = subprocess.Popen([*_namespaces(), "--", *command], env={**os.environ, INSIDE: "1"})
+    pipe, _ours = os.pipe()
+    child = subprocess.Popen([*_namespaces(), "--", *command], env={**os.environ, INSIDE: str(pipe)}, pass_fds=[pipe])
+    os.close(pipe)
 
     def end(number: int, _frame: object) -> None:
         child.kill()
