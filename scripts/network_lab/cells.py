@@ -121,10 +121,10 @@ def only_ipv6(client_families: tuple[str, ...], worker_families: tuple[str, ...]
     return build
 
 
-def fenced(client: str | None, worker: str | None) -> Callable[[World], Pair]:
-    """Behind port-restricted NATs with firewalls."""
+def fenced(client: str | None, worker: str | None, kind: str = "port-restricted") -> Callable[[World], Pair]:
+    """Behind NATs with firewalls."""
     def build(world: World) -> Pair:
-        pair = behind("port-restricted", "port-restricted")(world)
+        pair = behind(kind, kind)(world)
         for nat, name in zip(pair.spaces[2:], (client, worker)):
             if name:
                 nat.fence(name)
@@ -156,6 +156,8 @@ def cells() -> list[Cell]:
         Cell("other", "double NAT, symmetric / NAT", RELAYED, carrier("port-restricted", "symmetric", "port-restricted")),
         Cell("other", "one carrier, hairpin", DIRECT, one_carrier("full-cone", hairpin=True)),
         Cell("other", "one carrier, no hairpin", RELAYED, one_carrier("port-restricted", hairpin=False)),
+        Cell("other", "5 % loss on both sides", DIRECT, fenced("lossy", "lossy")),
+        Cell("other", "symmetric / symmetric, 5 % loss", RELAYED, fenced("lossy", "lossy", "symmetric")),
         Cell("other", "IPv6 only, public", DIRECT, open_hosts(("ipv6",))),
         Cell("other", "IPv6 only, firewalls", DIRECT, only_ipv6(("ipv6",), ("ipv6",))),
         Cell("other", "both families, firewalls", DIRECT, only_ipv6(BOTH_FAMILIES, BOTH_FAMILIES)),

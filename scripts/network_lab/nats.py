@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"| {result['kind']} | {result['mapping']} | {result['filtering']} |")
         turned = {f"{kind}, hairpinning {'on' if on else 'off'}": check_hairpin(internet, kind, on)
                   for kind in rules.KINDS[:3] for on in (True, False)}
-        fenced = {name: check_fence(internet, name) for name in rules.FENCES}
+        fenced = {name: check_fence(internet, name) for name in rules.FENCES if name != "lossy"}
         print(f"\nhairpinning and firewalls are as asked: {', '.join([*turned, *fenced])}")
     if options.json:
         write_json(options.json, {}, results)

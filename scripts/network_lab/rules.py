@@ -22,8 +22,9 @@ FENCES = {
     "udp-dropped": "meta l4proto udp drop",
     "udp-rejected": "meta l4proto udp reject with icmpx type admin-prohibited",
     "only-tcp-443": 'meta l4proto != tcp drop\niifname "lan" tcp dport != 443 drop\niifname "wan" tcp sport != 443 drop',
+    "lossy": "meta l4proto udp numgen random mod 100 < 5 drop",
 }
-"""Firewalls of routers, by what they do with packets that pass."""
+"""Firewalls of routers, by what they do with packets that pass; and a line that loses 5 % of all datagrams each way."""
 
 
 def nat(kind: str, outside: str, hairpin: bool) -> str:

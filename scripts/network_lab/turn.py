@@ -58,7 +58,7 @@ class Turn:
         every = [word for address in self.addresses for word in (f"--listening-ip={address}", f"--relay-ip={address}")]
         self._command = ["turnserver", "-n", *every, f"--listening-port={PORT}", f"--tls-listening-port={TLS_PORT}", f"--cert={certificate}",
                          f"--pkey={key}", "--use-auth-secret", f"--static-auth-secret={SECRET}", "--realm=lab.test", "--fingerprint",
-                         "--no-cli", "--no-multicast-peers", f"--userdb={folder / 'turn.db'}", f"--pidfile={folder / 'pid'}", "--log-file=stdout",
+                         "--no-cli", "--no-multicast-peers", "--userdb=:memory:", f"--pidfile={folder / 'pid'}", "--log-file=stdout",
                          "--simple-log", *(more or [])]
         self._process: subprocess.Popen | None = None
         self.start()
