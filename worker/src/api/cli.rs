@@ -13,6 +13,7 @@ use serde::Deserialize;
 use shared::{
     domain::{
         error::{Code, Failure},
+        message::HELD,
         signal::IceServer,
     },
     runtime::{config, shutdown::Shutdown, telemetry},
@@ -105,6 +106,9 @@ struct RunArgs {
     /// Days that jobs, results and packages stay which nobody uses; fetched results stay one day [default: 14]
     #[arg(long, value_name = "DAYS")]
     keep_days: Option<u32>,
+    /// Seconds for which a client whose connection broke keeps its place in the queue and those of its unfinished uploads [default: 90]
+    #[arg(long, value_name = "SECONDS")]
+    hold: Option<u32>,
     /// STUN and TURN servers as JSON, in the browser's form: one object or a list
     #[arg(long, env = "ICE_SERVERS", value_name = "JSON", value_parser = parse_ice_servers)]
     ice_servers: Option<IceServers>,
@@ -163,6 +167,7 @@ pub(super) struct Section {
     pub(super) quota: Option<Size>,
     sharing: Option<bool>,
     keep_days: Option<u32>,
+    hold: Option<u32>,
     ice_servers: Option<Vec<IceServer>>,
     relay_only: Option<bool>,
     bind: Vec<SocketAddr>,
@@ -250,6 +255,7 @@ fn configure(args: RunArgs) -> Result<AgentConfig, Failure> {
         quota: args.quota.or(section.quota).map(|size| size.0),
         sharing: !args.no_sharing && section.sharing.unwrap_or(true),
         keep: u64::from(args.keep_days.or(section.keep_days).unwrap_or(14)) * 24 * 3600,
+        hold: args.hold.or(section.hold).map_or(Duration::from_secs(HELD), |secs| Duration::from_secs(secs.into())),
         trainers: TrainerSettings {
             sleap_nn: section.sleap_nn.unwrap_or(defaults.sleap_nn),
             sleap_train: section.sleap_train.unwrap_or(defaults.sleap_train),
