@@ -79,7 +79,7 @@ impl Cable {
     pub(crate) fn cut_far_away(&self) {
         for (side, name) in ENDS {
             let chain = format!("type filter hook input priority 0; policy accept; iifname {name} drop");
-            self.run(side, &["nft", &format!("table inet cut {{ chain input {{ {chain}; }} }}")]);
+            self.run(side, &["nft", &format!("table inet cut {{ chain input {{ {chain}; }}; }}")]);
         }
     }
 

@@ -495,21 +495,22 @@ mod tests {
         let (b, b_events, mut b_channels) = PeerConnection::new(&options, &CHANNELS).await.unwrap();
         let mut events = [a_events, b_events];
         a.accept_answer(b.answer(a.offer().await.unwrap()).await.unwrap()).await.unwrap();
-        let work = async {
-            a_channels[1].sender().opened().await.unwrap();
-            let (before, binding) = (a.route().await.unwrap(), a.fingerprints().await.unwrap());
-            let offer = a.restart().await.unwrap();
-            a_channels[1].sender().send_text("under way").await.unwrap();
-            a.accept_answer(b.answer_restart(offer).await.unwrap()).await.unwrap();
-            assert_eq!(&b_channels[1].recv().await.unwrap()[..], b"under way");
-            let after = a.route().await.unwrap();
-            assert!(before.local != after.local && before.remote != after.remote, "{before:?} {after:?}");
-            assert_eq!(a.fingerprints().await.unwrap(), binding);
-        };
         tokio::select! {
-            () = work => {}
+            opened = a_channels[1].sender().opened() => opened.unwrap(),
             () = trickle([&a, &b], &mut events) => {}
         }
+        let (before, binding) = (a.route().await.unwrap(), a.fingerprints().await.unwrap());
+        // Candidates count once the description that they belong to is known.
+        let offer = a.restart().await.unwrap();
+        a_channels[1].sender().send_text("under way").await.unwrap();
+        a.accept_answer(b.answer_restart(offer).await.unwrap()).await.unwrap();
+        tokio::select! {
+            message = b_channels[1].recv() => assert_eq!(&message.unwrap()[..], b"under way"),
+            () = trickle([&a, &b], &mut events) => {}
+        }
+        let after = a.route().await.unwrap();
+        assert!(before.local != after.local && before.remote != after.remote, "{before:?} {after:?}");
+        assert_eq!(a.fingerprints().await.unwrap(), binding);
         a.close().await;
         b.close().await;
     }
