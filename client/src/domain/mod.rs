@@ -7,6 +7,7 @@
 //! * [`plan`]: what a submission will be, or would be
 //! * [`order`]: what a user wants, and how that ends
 //! * [`submission`]: what a package is and what is wrong with one
+//! * `vigil`: whether the worker is still there
 //! * [`select`]: which worker of a room; [`job_choice`]: which job of a worker
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -22,3 +23,4 @@ pub mod select;
 pub mod submission;
 pub mod text;
 pub mod view;
+pub(crate) mod vigil;

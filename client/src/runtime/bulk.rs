@@ -112,7 +112,7 @@ impl BulkDialer {
                 let message = match description {
                     Description::Offer(sdp) => ToWorker::BulkOffer(BulkSdp { connection: number, sdp }),
                     Description::Candidate(candidate) => ToWorker::BulkCandidate(BulkCandidate { connection: number, candidate }),
-                    Description::Answer(_) | Description::Refused(_) => continue,
+                    Description::Restart(_) | Description::Answer(_) | Description::Refused(_) => continue,
                 };
                 if self.out.send(message).await.is_err() {
                     break;

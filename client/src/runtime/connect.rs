@@ -1,7 +1,10 @@
 //! From an invite to a proven link, again and again.
 //!
 //! Before the first success a refusal ends it, and so does an unreachable server: the user mistyped something and should know at
-//! once; only an absent or busy worker is waited for, a while. After the first success nothing but a refusal for good ends it.
+//! once; only an absent or busy worker is waited for, a while. After the first success nothing but a refusal for good ends it: the user is told
+//! after some tries, and it goes on.
+//!
+//! While a link lives, [`Connector::attend`] says what the server and the network say of it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +20,8 @@ use shared::{
     },
     runtime::{
         identity::Identity,
-        link::{Link, dial},
+        link::{Link, Patience, Way, Word, dial},
+        network_changes::NetworkChanges,
         peer::PeerOptions,
         seal,
         signal::{Api, Registration, SignalEvent, SignalSender, connect},
@@ -25,7 +29,7 @@ use shared::{
 };
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -37,6 +41,15 @@ use crate::domain::{event::Event, order::Remote, plan::Speed, select};
 
 /// How long an absent worker is waited for before the first success.
 const FIRST_PATIENCE: Duration = Duration::from_secs(20);
+/// The longest wait between two tries: when a path comes back, the next try is soon.
+const LONGEST_WAIT: Duration = Duration::from_secs(3);
+/// How long the server may take to take us in again, and the worker to answer, before it is tried anew: what was sent may be lost.
+const REGISTERED_AGAIN: Duration = Duration::from_secs(5);
+const ANSWERED_AGAIN: Duration = Duration::from_secs(4);
+/// How long a path may take that was there before: thrice as long as the last time, within these bounds.
+const PATH_AGAIN: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(30));
+/// The user is told when so many tries have failed.
+const MANY: u32 = 5;
 
 /// Keeps a client registered in its room and makes links to its worker.
 pub(super) struct Connector {
@@ -49,17 +62,38 @@ pub(super) struct Connector {
     known: KnownWorkers,
     speeds: KnownSpeeds,
     signal: Option<Signal>,
+    /// The way that the descriptions of the latest link take.
+    way: Option<Way>,
+    network: NetworkChanges,
+    /// How long the last link took to make.
+    took: Option<Duration>,
     backoff: Backoff,
     attempt: u32,
     ever: bool,
     /// Whether the worker has not yet taken us in over the latest link.
     unwelcome: bool,
+    _stop: DropGuard,
 }
 
 struct Signal {
     sender: SignalSender,
     events: mpsc::Receiver<SignalEvent>,
+    /// Whether we are registered, as far as the events that were taken say.
+    registered: bool,
     _stop: DropGuard,
+}
+
+/// What the server and the network say while a link lives.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Attention {
+    /// The worker has left the room: perhaps it has ended, perhaps only its way to the server.
+    WorkerLeft,
+    /// The worker's address has changed, at this time.
+    WorkerMoved(Instant),
+    /// This machine's network has changed, or it has slept.
+    NetworkChanged,
+    /// The server was reached after a change.
+    Reachable,
 }
 
 impl Connector {
@@ -70,7 +104,8 @@ impl Connector {
         let identity = Arc::new(Identity::load_or_create(&remote.config_dir.join("identity.json"))?);
         let me = format!("client-{}", hex(&seal::random::<8>()?)).parse()?;
         let options = PeerOptions { server_ice: Some(api.ice_servers()), ..PeerOptions::new(&remote.network, api.is_loopback())? };
-        let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
+        let backoff = Backoff::new(Duration::from_millis(500), LONGEST_WAIT);
+        let stop = CancellationToken::new();
         let (wanted, known) = (remote.worker.clone(), KnownWorkers::new(&remote.config_dir));
         let speeds = KnownSpeeds::new(&remote.config_dir);
         Ok(Connector {
@@ -83,10 +118,14 @@ impl Connector {
             known,
             speeds,
             signal: None,
+            way: None,
+            network: NetworkChanges::watch(stop.clone()),
+            took: None,
             backoff,
             attempt: 0,
             ever: false,
             unwelcome: false,
+            _stop: stop.drop_guard(),
         })
     }
 
@@ -150,7 +189,17 @@ impl Connector {
             let retry_in = self.next_wait()?;
             let retry_in_ms = retry_in.as_millis() as u64;
             let _ = events.send(Event::Disconnected { reason: failure.message, retry_in_ms }).await;
-            sleep(retry_in).await;
+            if self.ever && self.attempt == MANY {
+                let message = format!(
+                    "{MANY} tries to reach the worker have failed, and it is tried on; a job that it has goes on without us. Ctrl-C leaves it, and the same command takes it up again"
+                );
+                let _ = events.send(Event::Notice { message }).await;
+            }
+            tokio::select! {
+                () = sleep(retry_in) => {}
+                () = self.network.changed() => {}
+                () = registered_again(self.signal.as_mut()) => {}
+            }
         }
     }
 
@@ -166,16 +215,57 @@ impl Connector {
         Ok(self.backoff.next_wait(seal::random::<8>().map(u64::from_le_bytes)?))
     }
 
-    /// Waits until the server says that the worker has left the room: perhaps it has ended, perhaps only its way to the server.
-    /// Takes whatever else the server says meanwhile; cancel-safe.
-    pub(super) async fn worker_left(&mut self) {
-        let Some(signal) = &mut self.signal else { return std::future::pending().await };
+    /// What the server or the network says of the link; hands on what its restarts need. Cancel-safe.
+    pub(super) async fn attend(&mut self) -> Attention {
         loop {
-            match signal.events.recv().await {
-                Some(SignalEvent::Message(ToPeer::PeerLeft { peer_id })) if peer_id == self.invite.worker => return,
-                Some(_) => {}
-                None => return std::future::pending().await,
+            let Some(signal) = &mut self.signal else {
+                self.network.changed().await;
+                return Attention::NetworkChanged;
+            };
+            let description = async {
+                match &mut self.way {
+                    Some(way) => way.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.network.changed() => {
+                    signal.sender.urge();
+                    return Attention::NetworkChanged;
+                }
+                message = description => {
+                    if let Err(failure) = signal.sender.send(message).await {
+                        tracing::info!(%failure, "a description of a restart was not sent");
+                    }
+                }
+                event = signal.events.recv() => {
+                    let Some(event) = event else {
+                        self.signal = None;
+                        continue;
+                    };
+                    if let Some(attention) = self.handle(event) {
+                        return attention;
+                    }
+                }
             }
+        }
+    }
+
+    fn handle(&mut self, event: SignalEvent) -> Option<Attention> {
+        let signal = self.signal.as_mut()?;
+        match event {
+            SignalEvent::Registered { .. } | SignalEvent::Alive => {
+                signal.registered = true;
+                Some(Attention::Reachable)
+            }
+            SignalEvent::Lost { .. } | SignalEvent::Refused(_) => {
+                signal.registered = false;
+                None
+            }
+            SignalEvent::Message(ToPeer::PeerLeft { peer_id }) if peer_id == self.invite.worker => Some(Attention::WorkerLeft),
+            SignalEvent::Message(message) => match self.way.as_ref()?.handle(message)? {
+                Word::Moved { ago } => Some(Attention::WorkerMoved(Instant::now().checked_sub(ago)?)),
+            },
         }
     }
 
@@ -185,15 +275,58 @@ impl Connector {
             self.choose(&peers)?;
             self.signal = Some(signal);
         }
+        self.way = None;
+        self.be_registered().await?;
+        let patience = self.patience();
         let signal = self.signal.as_mut().expect("it was made above");
-        while signal.events.try_recv().is_ok() {
+        let began = Instant::now();
+        let dialed = dial(&self.invite, &self.me, &self.identity, &self.options, patience, &signal.sender, &mut signal.events).await;
+        match dialed {
+            Ok((link, way)) => {
+                self.took = Some(began.elapsed());
+                self.way = Some(way);
+                Ok(link)
+            }
+            Err(failure) => {
+                match failure.code {
+                    Code::RoomNotFound => self.signal = None,
+                    Code::Unavailable => signal.registered = false,
+                    _ => {}
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// Waits until the server knows us, and has it prove that it is there.
+    async fn be_registered(&mut self) -> Result<(), Failure> {
+        let signal = self.signal.as_mut().expect("it is made before");
+        if self.ever {
+            signal.sender.urge();
+        }
+        while let Ok(event) = signal.events.try_recv() {
             // What came while no link was being made is about earlier ones.
+            signal.note(&event)?;
         }
-        let dialed = dial(&self.invite, &self.me, &self.identity, &self.options, &signal.sender, &mut signal.events).await;
-        if dialed.as_ref().is_err_and(|failure| failure.code == Code::RoomNotFound) {
-            self.signal = None;
+        let again = async {
+            while !signal.registered {
+                match signal.events.recv().await {
+                    Some(event) => signal.note(&event)?,
+                    None => return Err(Failure::new(Code::Unavailable, "the connection to the signaling server has ended")),
+                }
+            }
+            Ok(())
+        };
+        let away = || Err(Failure::new(Code::Unavailable, "the signaling server cannot be reached at present"));
+        timeout(REGISTERED_AGAIN, again).await.unwrap_or_else(|_| away())
+    }
+
+    /// At first, whoever is far away gets the time that it takes; later, what was sent into a broken path must be sent again soon.
+    fn patience(&self) -> Patience {
+        match self.took.filter(|_| self.ever) {
+            Some(took) => Patience { answer: ANSWERED_AGAIN, path: (3 * took).clamp(PATH_AGAIN.0, PATH_AGAIN.1) },
+            None => Patience::default(),
         }
-        dialed
     }
 
     async fn register(&mut self) -> Result<(Signal, Vec<PeerInfo>), Failure> {
@@ -203,7 +336,7 @@ impl Connector {
             match signal.events.recv().await {
                 Some(SignalEvent::Registered { peers, .. }) => return Ok((signal, peers)),
                 Some(SignalEvent::Refused(failure) | SignalEvent::Lost { failure, .. }) => return Err(self.explain(failure)),
-                Some(SignalEvent::Message(_)) => {}
+                Some(SignalEvent::Message(_) | SignalEvent::Alive) => {}
                 None => return Err(Failure::new(Code::Unavailable, "the connection to the signaling server has ended")),
             }
         }
@@ -240,7 +373,7 @@ impl Connector {
         };
         let stop = CancellationToken::new();
         let (sender, events) = connect(self.api.clone(), registration, self.identity.clone(), sign_in, stop.clone());
-        Signal { sender, events, _stop: stop.drop_guard() }
+        Signal { sender, events, registered: true, _stop: stop.drop_guard() }
     }
 
     fn explain(&self, failure: Failure) -> Failure {
@@ -252,6 +385,30 @@ impl Connector {
             self.invite.server
         );
         Failure::new(Code::RoomNotFound, message)
+    }
+}
+
+impl Signal {
+    /// # Errors
+    /// What the server refuses for good.
+    fn note(&mut self, event: &SignalEvent) -> Result<(), Failure> {
+        match event {
+            SignalEvent::Registered { .. } | SignalEvent::Alive => self.registered = true,
+            SignalEvent::Lost { .. } => self.registered = false,
+            SignalEvent::Refused(failure) => return Err(failure.clone()),
+            SignalEvent::Message(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the server, which was away, is there again; cancel-safe.
+async fn registered_again(signal: Option<&mut Signal>) {
+    let Some(signal) = signal.filter(|signal| !signal.registered) else { return std::future::pending().await };
+    while let Some(event) = signal.events.recv().await {
+        if signal.note(&event).is_err() || signal.registered {
+            return;
+        }
     }
 }
 

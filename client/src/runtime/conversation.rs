@@ -6,7 +6,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use shared::{
@@ -18,7 +18,7 @@ use shared::{
     },
     runtime::{
         link::{Carrier, Description, Link},
-        peer::{Channel, ChannelSender, PeerOptions},
+        peer::{Channel, ChannelSender, ConnectionState, PeerOptions},
         transfer::{Pool, StepPort},
     },
 };
@@ -29,13 +29,10 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::bulk::BulkDialer;
+use crate::domain::vigil::{Due, Vigil};
 
 /// Between two signs of life.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// Silence after which a link counts as lost.
-const SILENCE: Duration = Duration::from_secs(15);
-/// How long the answer to a probe may take.
-const PROBE: Duration = Duration::from_secs(3);
 /// Pings whose answer is waited for, at most; the round trip of an older one is not measured.
 const PINGS: usize = 64;
 /// How long a goodbye may take.
@@ -75,6 +72,8 @@ pub(super) struct Conversation {
     carrier: Arc<Carrier>,
     probe: Arc<Notify>,
     ping: Arc<Notify>,
+    moved: mpsc::Sender<Instant>,
+    heard: watch::Receiver<SystemTime>,
     round_trip: watch::Receiver<Option<RoundTrip>>,
     connections: Option<u32>,
     stop: CancellationToken,
@@ -97,7 +96,11 @@ impl Conversation {
         tokio::spawn(write(control.sender().clone(), outgoing, stop.clone()));
         let (probe, ping) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (round_trip_tx, round_trip) = watch::channel(None);
+        let (moved, moves) = mpsc::channel(1);
+        let (heard_tx, heard) = watch::channel(SystemTime::now());
         let reader = Reader {
+            pool: pool.clone(),
+            moves,
             inbox: inbox_tx,
             steps: steps.clone(),
             bulk: bulk.clone(),
@@ -108,8 +111,9 @@ impl Conversation {
             pings: 0,
             pinged: VecDeque::new(),
             round_trip: round_trip_tx,
-            heard: Instant::now(),
-            probed: None,
+            heard: heard_tx,
+            began: Instant::now(),
+            vigil: Vigil::default(),
         };
         let reader_stop = stop.clone();
         tokio::spawn(async move { reader_stop.run_until_cancelled(reader.run(control, progress)).await });
@@ -123,6 +127,8 @@ impl Conversation {
             carrier,
             probe,
             ping,
+            moved,
+            heard,
             round_trip,
             connections,
             _stop: stop.clone().drop_guard(),
@@ -143,6 +149,27 @@ impl Conversation {
     /// There is reason to think that the worker is gone: if it does not answer within 3 s, the link is lost.
     pub(super) fn probe(&self) {
         self.probe.notify_one();
+    }
+
+    /// The path's end here or there has moved at this time, and the way through signaling works: the path is restarted, or the link lost.
+    pub(super) fn moved(&self, at: Instant) {
+        // One that waits already serves.
+        let _ = self.moved.try_send(at);
+    }
+
+    /// Whether this machine has lost the address that the link uses.
+    pub(super) fn has_lost_address(&self) -> bool {
+        self.carrier.has_lost_address()
+    }
+
+    /// Whether it is so, and another one leads to the worker.
+    pub(super) fn has_moved(&self) -> bool {
+        self.carrier.has_moved()
+    }
+
+    /// When the worker was last heard: by the wall clock, which goes on while this machine sleeps.
+    pub(super) fn last_heard(&self) -> SystemTime {
+        *self.heard.borrow()
     }
 
     /// Asks for a sign of life now, and so for a new [`Conversation::round_trip`].
@@ -260,9 +287,12 @@ struct Reader {
     /// Those that have not been answered, and when they were sent.
     pinged: VecDeque<(u64, Instant)>,
     round_trip: watch::Sender<Option<RoundTrip>>,
-    heard: Instant,
-    /// The ping that must be answered, and by when.
-    probed: Option<(u64, Instant)>,
+    /// When the worker was last heard.
+    heard: watch::Sender<SystemTime>,
+    began: Instant,
+    vigil: Vigil,
+    pool: Pool,
+    moves: mpsc::Receiver<Instant>,
 }
 
 impl Reader {
@@ -278,11 +308,12 @@ impl Reader {
         let mut beat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (carrier, probe, ping) = (self.carrier.clone(), self.probe.clone(), self.ping.clone());
+        let (mut state, mut restarted) = (carrier.state.clone(), carrier.restarted());
         loop {
-            let deadline = self.probed.map_or(self.heard + SILENCE, |(_, until)| until);
+            // The deadline last: what waits to be read is a sign of life, however long we were busy before.
             let received = tokio::select! {
+                biased;
                 () = carrier.lost() => return lost("the connection to the worker failed"),
-                () = sleep_until(deadline) => return lost("nothing was heard from the worker for a while"),
                 _ = beat.tick() => {
                     self.send_ping();
                     continue;
@@ -292,32 +323,62 @@ impl Reader {
                     continue;
                 }
                 () = probe.notified() => {
-                    if self.probed.is_none() {
-                        self.probed = self.send_ping().map(|n| (n, Instant::now() + PROBE));
+                    self.doubt();
+                    continue;
+                }
+                Ok(()) = state.changed() => {
+                    // The ICE agent has heard nothing for 10 s: a hint, since it does not count data.
+                    if *state.borrow_and_update() == ConnectionState::Disconnected {
+                        self.doubt();
                     }
+                    continue;
+                }
+                Some(at) = self.moves.recv() => {
+                    if !self.vigil.moved(self.began.elapsed(), at.elapsed(), self.pings + 1) {
+                        return lost("the way to the worker has changed");
+                    }
+                    carrier.restart();
+                    continue;
+                }
+                Ok(()) = restarted.changed() => {
+                    tracing::info!("the path to the worker was restarted");
+                    self.pool.give_up();
                     continue;
                 }
                 message = control.recv() => message,
                 message = progress.recv() => message,
+                () = sleep_until(self.began + self.vigil.deadline()) => {
+                    match self.vigil.due(self.began.elapsed(), self.pings + 1) {
+                        Some(Due::Lost) => return lost("nothing was heard from the worker for a while"),
+                        Some(Due::Ping) => self.send_ping(),
+                        None => {}
+                    }
+                    continue;
+                }
             };
             let Some(message) = received else { return lost("the worker closed the connection") };
-            self.heard = Instant::now();
+            self.vigil.heard(self.began.elapsed());
+            self.heard.send_replace(SystemTime::now());
             if let Err(failure) = self.handle(&message).await {
                 return failure;
             }
         }
     }
 
-    /// Gives the number of the ping, unless the queue is full: then messages wait already, which are signs of life, too.
-    fn send_ping(&mut self) -> Option<u64> {
-        self.pings += 1;
-        let n = self.pings;
-        self.out.try_send(ToWorker::Ping(Ping { n })).ok()?;
-        self.pinged.push_back((n, Instant::now()));
-        if self.pinged.len() > PINGS {
-            self.pinged.pop_front();
+    fn doubt(&mut self) {
+        self.vigil.doubt(self.began.elapsed(), self.pings + 1);
+    }
+
+    /// Where the queue is full, messages wait already, which are signs of life, too.
+    fn send_ping(&mut self) {
+        let n = self.pings + 1;
+        if self.out.try_send(ToWorker::Ping(Ping { n })).is_ok() {
+            self.pings = n;
+            self.pinged.push_back((n, Instant::now()));
+            if self.pinged.len() > PINGS {
+                self.pinged.pop_front();
+            }
         }
-        Some(n)
     }
 
     /// Answers come in the order of the questions.
@@ -359,8 +420,7 @@ impl Reader {
             }
             ToClient::Pong(Ping { n }) => {
                 self.answered(n);
-                // Other messages may have been under way when the worker went.
-                self.probed = self.probed.filter(|(probe, _)| n < *probe);
+                self.vigil.answered(n);
                 Ok(())
             }
             ToClient::BulkAnswer(BulkSdp { connection, sdp }) => {

@@ -14,7 +14,10 @@ mod checkpoints;
 mod plan;
 mod transfers;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use shared::{
@@ -44,7 +47,7 @@ use self::{
     transfers::Transfers,
 };
 use super::{
-    connect::Connector,
+    connect::{Attention, Connector},
     conversation::{Conversation, Incoming},
 };
 use crate::domain::{
@@ -142,6 +145,10 @@ pub(super) struct Known {
     jobs: u32,
     /// The route when the last link was made.
     route: Option<Route>,
+    /// When this machine lost the address that the link used.
+    moved: Option<Instant>,
+    /// When the worker was last heard, while there is no link.
+    last_heard: Option<SystemTime>,
 }
 
 impl Drive {
@@ -184,6 +191,8 @@ impl Drive {
             let result = self.converse(&mut talk, &mut transfers).await;
             match result {
                 Err(failure) if failure.code == Code::NoConnection => {
+                    self.known.last_heard.get_or_insert(talk.last_heard());
+                    self.known.moved = None;
                     drop(talk);
                     self.interrupted(transfers).await;
                     self.tell(Event::Disconnected { reason: failure.message, retry_in_ms: 0 }).await;
@@ -220,7 +229,7 @@ impl Drive {
                     transfers.grow(talk);
                 }
                 incoming = talk.next() => self.handle(incoming, talk, transfers).await?,
-                () = self.connector.worker_left() => talk.probe(),
+                attention = self.connector.attend() => self.attend(attention, talk),
                 Some(moved) = transfers.tasks.join_next() => self.moved(moved, transfers, talk).await?,
                 saved = arrived(&mut transfers.checkpoint) => self.checkpoint_arrived(saved, talk, transfers).await?,
                 Ok(()) = transfers.upload.changed(), if transfers.uploading.is_some() => self.report_upload(transfers, talk).await,
@@ -236,10 +245,30 @@ impl Drive {
         }
     }
 
+    /// What the server and the network say of the link. A restart needs the server: it waits until that is reached.
+    fn attend(&mut self, attention: Attention, talk: &Conversation) {
+        match attention {
+            Attention::WorkerLeft => talk.probe(),
+            Attention::WorkerMoved(at) => talk.moved(at),
+            Attention::NetworkChanged if talk.has_lost_address() => {
+                self.known.moved.get_or_insert_with(Instant::now);
+            }
+            Attention::NetworkChanged => {
+                self.known.moved = None;
+                talk.probe();
+            }
+            Attention::Reachable => {
+                if let Some(at) = self.known.moved.take_if(|_| talk.has_moved()) {
+                    talk.moved(at);
+                }
+            }
+        }
+    }
+
     async fn hello(&mut self, talk: &mut Conversation) -> Result<(), Failure> {
         let hello = Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned(), session: self.session.clone() };
         talk.tell(ToWorker::Hello(hello)).await?;
-        let Welcome { protocol, grant, worker, resumed } = answer(talk, |message| match message {
+        let Welcome { protocol, grant, worker, resumed, held } = answer(talk, |message| match message {
             ToClient::Welcome(welcome) => Some(Ok(welcome)),
             ToClient::Refused(refused) => Some(Err(refused.failure)),
             _ => None,
@@ -263,6 +292,7 @@ impl Drive {
         let elapsed_ms = self.began.elapsed().as_millis() as u64;
         self.known.route = route.clone();
         self.tell(Event::Connected { worker: worker.clone(), grant, route, resumed, elapsed_ms }).await;
+        self.tell_long_absence(Duration::from_secs(held)).await;
         self.known.disk_free = worker.disk_free;
         if self.known.job.is_none() {
             self.known.jobs = worker.jobs;
@@ -279,6 +309,15 @@ impl Drive {
             let _ = talk.pool();
         }
         Ok(())
+    }
+
+    async fn tell_long_absence(&mut self, held: Duration) {
+        let Some(away) = self.known.last_heard.take().and_then(|heard| heard.elapsed().ok()).filter(|away| *away > held) else { return };
+        let (away, held) = (away.as_secs(), held.as_secs());
+        let message = format!(
+            "the worker was out of reach for {away} s; it holds a place in the queue for {held} s, so an unfinished upload may have lost its own. The job, its journal and what was sent are kept"
+        );
+        self.tell(Event::Notice { message }).await;
     }
 
     /// Submits the job, or finds the one that is meant.

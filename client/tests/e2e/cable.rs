@@ -4,7 +4,13 @@
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
+
+/// The interfaces.
+const ENDS: [(Side, &str); 2] = [(Side::Worker, "left"), (Side::Client, "right")];
+/// How long a machine has no address that moves from one network to another.
+const MOMENT: Duration = Duration::from_millis(500);
 
 const WORKER: &str = "10.77.0.1";
 const CLIENT: &str = "10.77.0.2";
@@ -59,7 +65,7 @@ impl Cable {
         self.run(Side::Client, &["ip", "link", "set", "right", "mtu", "9000"]);
     }
 
-    /// From now on nothing passes.
+    /// From now on nothing passes, as when somebody has pulled the cable out: both ends notice.
     pub(crate) fn cut(&self) {
         self.run(Side::Worker, &["ip", "link", "set", "left", "down"]);
     }
@@ -67,6 +73,29 @@ impl Cable {
     /// From now on everything passes again.
     pub(crate) fn mend(&self) {
         self.run(Side::Worker, &["ip", "link", "set", "left", "up"]);
+    }
+
+    /// From now on nothing arrives, as when a router in between has failed: nothing changes at either end.
+    pub(crate) fn cut_far_away(&self) {
+        for (side, name) in ENDS {
+            let chain = format!("type filter hook input priority 0; policy accept; iifname {name} drop");
+            self.run(side, &["nft", &format!("table inet cut {{ chain input {{ {chain}; }}; }}")]);
+        }
+    }
+
+    /// Everything arrives again.
+    pub(crate) fn mend_far_away(&self) {
+        for (side, _) in ENDS {
+            self.run(side, &["nft", "delete table inet cut"]);
+        }
+    }
+
+    /// A side is in another network from now on: its address is gone, and after a moment without any it has this one.
+    pub(crate) fn move_to(&self, side: Side, address: &str) {
+        let (_, name) = ENDS[side as usize];
+        self.run(side, &["ip", "address", "flush", "dev", name]);
+        std::thread::sleep(MOMENT);
+        self.run(side, &["ip", "address", "add", &format!("{address}/24"), "dev", name]);
     }
 
     /// The words before a command that run it on this side.

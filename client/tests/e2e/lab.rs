@@ -6,12 +6,15 @@ use std::{
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
-use shared::domain::manifest::Hash;
+use shared::domain::{manifest::Hash, message::HELD};
 use tempfile::TempDir;
 
 use super::{
@@ -26,7 +29,8 @@ pub(crate) struct Lab {
     address: String,
     cable: Option<Cable>,
     server_side: Side,
-    turn: Option<File>,
+    hold: u64,
+    turn: Option<Arc<File>>,
 }
 
 /// A program that can be started again with the same folders.
@@ -50,13 +54,20 @@ impl Lab {
         static LABS: AtomicU32 = AtomicU32::new(1);
         let (process, lab) = (std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let address = format!("127.{}.{}.{}", 1 + process / 250 % 250, 1 + process % 250, lab);
-        Lab { folder: tempfile::tempdir().unwrap(), address, cable: None, server_side: Side::Worker, turn: None }
+        Lab { folder: tempfile::tempdir().unwrap(), address, cable: None, server_side: Side::Worker, hold: HELD, turn: None }
     }
 
     /// A lab that moves many bytes: one at a time, whatever runs the tests.
     pub(crate) fn heavy() -> Self {
-        let turn = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("e2e.turn")).unwrap();
-        turn.lock().unwrap();
+        // Labs of one test take their turn together.
+        static TURN: Mutex<Weak<File>> = Mutex::new(Weak::new());
+        let mut known = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = known.upgrade().unwrap_or_else(|| {
+            let turn = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("e2e.turn")).unwrap();
+            turn.lock().unwrap();
+            Arc::new(turn)
+        });
+        *known = Arc::downgrade(&turn);
         let mut lab = Lab::new();
         lab.turn = Some(turn);
         lab
@@ -70,6 +81,12 @@ impl Lab {
         lab.server_side = server;
         lab.cable = Some(cable);
         lab
+    }
+
+    /// Workers hold a session without a link for so many seconds.
+    pub(crate) fn hold(mut self, seconds: u64) -> Self {
+        self.hold = seconds;
+        self
     }
 
     /// The cable.
@@ -97,7 +114,8 @@ impl Lab {
     pub(crate) fn worker(&self, trainer: &str) -> Restartable {
         let config = self.path("worker.toml");
         let words = [python(), test_files().join(trainer)].map(|path| path.to_str().unwrap().to_owned());
-        std::fs::write(&config, format!("[worker]\nsleap_nn = {}\n", serde_json::to_string(&words).unwrap())).unwrap();
+        let (words, hold) = (serde_json::to_string(&words).unwrap(), self.hold);
+        std::fs::write(&config, format!("[worker]\nsleap_nn = {words}\nhold = {hold}\n")).unwrap();
         let (server, data, invite) = (format!("http://{}:8001", self.address), self.worker_data(), self.path("invite"));
         let base = self.base(Side::Worker, "webrtc-worker", "worker-home");
         let worker = self.restartable("worker", "invite", move || {

@@ -7,12 +7,12 @@ use shared::{
         error::{Code, Failure},
         id::{PeerId, Secret},
         invite::{Grant, Invite},
-        message::{Hello, PROTOCOL, ToClient, ToWorker, Welcome, WorkerInfo},
+        message::{HELD, Hello, PROTOCOL, ToClient, ToWorker, Welcome, WorkerInfo},
         signal::{CreateRoom, Role, SignIn},
     },
     runtime::{
         identity::Identity,
-        link::{Answerer, Link, dial},
+        link::{Answerer, Link, Patience, dial},
         peer::PeerOptions,
         seal,
         signal::{Api, Registration, SignalEvent, SignalSender, connect},
@@ -51,7 +51,8 @@ async fn a_client_of_another_version_is_told_both_versions() {
     let stack = Plan::new(Trainer::Missing).start();
     let (invite, me, identity) = (stack.invite(), "client-old".parse().unwrap(), Arc::new(Identity::generate().unwrap()));
     let mut seat = register(&invite, &me, Role::Client, identity.clone(), None).await;
-    let mut link = dial(&invite, &me, &identity, &loopback(), &seat.sender, &mut seat.events).await.unwrap();
+    let dialed = dial(&invite, &me, &identity, &loopback(), Patience::default(), &seat.sender, &mut seat.events).await;
+    let (mut link, _way) = dialed.unwrap();
     let hello = Hello { protocol: OTHER, version: "9.9.9".into(), session: "s".parse().unwrap() };
     link.control.sender().send_text(&ToWorker::Hello(hello).encode()).await.unwrap();
     let answer = link.control.recv().await.expect("the refusal arrives before the connection ends");
@@ -118,7 +119,7 @@ impl FutureWorker {
         let peer = self.invite.worker.clone();
         let (name, version) = ("demo".to_owned(), "9.9.9".to_owned());
         let worker = WorkerInfo { peer, name, version, gpus: vec![], trainers: vec![], jobs: 0, disk_free: 0 };
-        let welcome = ToClient::Welcome(Welcome { protocol: OTHER, grant: Grant::Submit, worker, resumed: false });
+        let welcome = ToClient::Welcome(Welcome { protocol: OTHER, grant: Grant::Submit, worker, resumed: false, held: HELD });
         link.control.sender().send_text(&welcome.encode()).await.unwrap();
         while link.control.recv().await.is_some() {}
     }

@@ -359,6 +359,13 @@ macro_rules! steps {
 steps!(ToWorker);
 steps!(ToClient);
 
+/// How long a worker holds a session without a link, in seconds, unless it is told otherwise.
+pub const HELD: u64 = 90;
+
+fn held_by_default() -> u64 {
+    HELD
+}
+
 macro_rules! payloads {
     ($($(#[$meta:meta])* $name:ident { $($(#[$fmeta:meta])* $field:ident: $type:ty,)* })*) => {
         $($(#[$meta])*
@@ -387,6 +394,9 @@ payloads! {
         worker: WorkerInfo,
         /// Whether the worker still held this session (queue place, upload lease).
         resumed: bool,
+        /// How long it holds a session without a link, in seconds.
+        #[serde(default = "held_by_default")]
+        held: u64,
     }
     /// A request without more in it.
     Request {

@@ -4,19 +4,24 @@
 //! * [`dial`]: the client's control connection: sealed offer through the server, then the handshake of [`super::seal`]
 //! * [`Answerer`]: the worker's side of it, one task an offer, a bounded number at a time
 //! * [`dial_bulk`], [`answer_bulk`]: a further connection for file bytes, described over the control connection
+//! * [`Carrier`]: what keeps an established connection going, ICE restarts included
 //!
 //! No application byte is read from or written to a connection before its other side has proved itself.
+
+mod carrier;
 
 use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use serde_json::{Value, json};
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
-    time::timeout,
+    sync::{Semaphore, mpsc},
+    time::{Instant, sleep_until, timeout},
 };
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 
+use self::carrier::carry;
+pub use self::carrier::{Carrier, Way, Word};
 use super::{
     identity::Identity,
     peer::{Channel, ChannelSpec, ConnectionState, PathMtu, PeerConnection, PeerEvent, PeerOptions},
@@ -31,7 +36,7 @@ use crate::domain::{
     signal::{ToPeer, ToServer},
 };
 
-/// How long a connection may take from offer to open channel.
+/// How long a connection may take from offer to open channel, where nothing is known of the path.
 const ESTABLISH: Duration = Duration::from_secs(30);
 /// A number that no transfer has.
 const NO_TRANSFER: u32 = u32::MAX;
@@ -82,29 +87,13 @@ pub struct Bulk {
     pub carrier: Carrier,
 }
 
-/// An established peer connection and the task that keeps its candidates and its state flowing.
-pub struct Carrier {
-    /// The connection.
-    pub connection: Arc<PeerConnection>,
-    /// Its state.
-    pub state: watch::Receiver<ConnectionState>,
-    _trickle: DropGuard,
-}
-
-impl Carrier {
-    /// Waits until the connection has failed or been closed.
-    pub async fn lost(&self) {
-        let gone = |state: &ConnectionState| matches!(state, ConnectionState::Failed | ConnectionState::Closed);
-        // An error means that the task behind it is gone: lost, too.
-        let _ = self.state.clone().wait_for(gone).await;
-    }
-}
-
 /// What two sides tell each other to connect.
 #[derive(Debug, Clone)]
 pub enum Description {
     /// The offer (SDP).
     Offer(String),
+    /// The offer (SDP) of an ICE restart of an established connection.
+    Restart(String),
     /// The answer (SDP).
     Answer(String),
     /// A candidate.
@@ -215,35 +204,22 @@ async fn establish(
     Ok(Established { carrier: carry(connection.take(), events, port), channels, binding })
 }
 
-/// Keeps candidates and state flowing for an established connection, and closes it at the end.
-fn carry(connection: PeerConnection, mut events: mpsc::Receiver<PeerEvent>, mut port: Port) -> Carrier {
-    let connection = Arc::new(connection);
-    let (state_tx, state) = watch::channel(ConnectionState::Connected);
-    let stop = CancellationToken::new();
-    let (task_stop, task_connection) = (stop.clone(), connection.clone());
-    tokio::spawn(async move {
-        let mut port_open = true;
-        loop {
-            tokio::select! {
-                () = task_stop.cancelled() => break,
-                event = events.recv() => match event {
-                    Some(PeerEvent::Candidate(candidate)) => { let _ = port.tx.try_send(Description::Candidate(candidate)); }
-                    Some(PeerEvent::State(state)) => { state_tx.send_replace(state); }
-                    None => break,
-                },
-                description = port.rx.recv(), if port_open => match description {
-                    Some(Description::Candidate(candidate)) => task_connection.add_candidate(candidate).await,
-                    Some(_) => {}
-                    None => port_open = false,
-                },
-            }
-        }
-        task_connection.close().await;
-    });
-    Carrier { connection, state, _trickle: stop.drop_guard() }
+/// How long a dialed connection may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Until the worker says something.
+    pub answer: Duration,
+    /// Until there is a path.
+    pub path: Duration,
 }
 
-/// Connects to the worker of an invite; the server in between sees sealed text only.
+impl Default for Patience {
+    fn default() -> Self {
+        Patience { answer: Duration::from_secs(10), path: ESTABLISH }
+    }
+}
+
+/// Connects to the worker of an invite; the server in between sees sealed text only. The [`Way`] is needed for restarts.
 ///
 /// # Errors
 /// [`Code::PeerNotFound`] when the worker is not in the room, [`Code::NotAuthentic`] when it cannot prove itself,
@@ -253,26 +229,35 @@ pub async fn dial(
     me: &PeerId,
     identity: &Identity,
     options: &PeerOptions,
+    patience: Patience,
     signal: &SignalSender,
     events: &mut mpsc::Receiver<SignalEvent>,
-) -> Result<Link, Failure> {
+) -> Result<(Link, Way), Failure> {
     let sealer = Sealer::new(&invite.secret, &invite.room, invite.grant);
     let attempt = hex(&seal::random::<8>()?);
     let envelope = Envelope { sealer: &sealer, me, other: &invite.worker, attempt: &attempt };
     let (ours, mut theirs) = ports();
-    let mut establishing = pin!(offer(options, &CONTROL_CHANNELS, ours));
+    let mut establishing = pin!(timeout(patience.path, offer(options, &CONTROL_CHANNELS, ours)));
+    let unanswered = Instant::now() + patience.answer;
+    let mut answered = false;
     let established = loop {
         tokio::select! {
-            result = &mut establishing => break result?,
+            result = &mut establishing => break result.unwrap_or_else(|_| Err(no_path()))?,
+            () = sleep_until(unanswered), if !answered => {
+                return Err(Failure::new(Code::NoConnection, "the worker does not answer"));
+            }
             Some(description) = theirs.rx.recv() => signal.send(envelope.seal(&description)?).await?,
             event = events.recv() => match event {
                 Some(SignalEvent::Message(message)) => {
                     if let Some(description) = envelope.open(message)? {
+                        answered = true;
                         let _ = theirs.tx.send(description).await;
                     }
                 }
                 Some(SignalEvent::Refused(failure)) => return Err(failure),
-                Some(SignalEvent::Registered { .. } | SignalEvent::Lost { .. }) => {}
+                // What was just sent may be lost with it.
+                Some(SignalEvent::Lost { failure, .. }) => return Err(Failure::new(Code::Unavailable, failure.message)),
+                Some(SignalEvent::Registered { .. } | SignalEvent::Alive) => {}
                 None => return Err(Failure::new(Code::Unavailable, "the connection to the signaling server has ended")),
             },
         }
@@ -282,7 +267,8 @@ pub async fn dial(
     let context = Context { room: &invite.room, grant: invite.grant, binding };
     let proven = seal::prove_as_client(&mut auth, identity.private(), &invite.secret, &invite.worker_key, &context).await?;
     let (path_mtu, near) = (carrier.connection.path_mtu().await, carrier.connection.is_near().await);
-    Ok(Link { control, progress, proven, carrier, path_mtu, near })
+    let link = Link { control, progress, proven, carrier, path_mtu, near };
+    Ok((link, Way { sealer, me: me.clone(), other: invite.worker.clone(), attempt, port: theirs }))
 }
 
 fn three(channels: Vec<Channel>) -> [Channel; 3] {
@@ -303,6 +289,9 @@ impl Envelope<'_> {
         let target = self.other.clone();
         Ok(match description {
             Description::Offer(sdp) => ToServer::Offer { target, sdp: seal(json!({"attempt": self.attempt, "sdp": sdp}))? },
+            Description::Restart(sdp) => {
+                ToServer::Offer { target, sdp: seal(json!({"attempt": self.attempt, "restart": true, "sdp": sdp}))? }
+            }
             Description::Answer(sdp) => ToServer::Answer { target, sdp: seal(json!({"attempt": self.attempt, "sdp": sdp}))? },
             Description::Candidate(candidate) => {
                 ToServer::Candidate { target, candidate: seal(json!({"attempt": self.attempt, "candidate": candidate}))? }
@@ -345,7 +334,15 @@ pub struct Answerer {
     signal: SignalSender,
     links: mpsc::Sender<(PeerId, Link)>,
     slots: Arc<Semaphore>,
-    attempts: HashMap<(PeerId, String), mpsc::Sender<Description>>,
+    attempts: HashMap<(PeerId, String), Attempt>,
+}
+
+/// An offer that was taken: on its way to a link, or established.
+struct Attempt {
+    grant: Grant,
+    tx: mpsc::Sender<Description>,
+    /// Ends it, as long as it is not established.
+    give_up: CancellationToken,
 }
 
 impl Answerer {
@@ -373,22 +370,44 @@ impl Answerer {
                 }
             }
             ToPeer::Candidate { sender, candidate } => self.handle_candidate(sender, &candidate),
-            // What it began and did not end would hold its place until the deadline; what is established does not need this way.
-            ToPeer::PeerLeft { peer_id } => self.attempts.retain(|(peer, _), _| *peer != peer_id),
+            // What it began and did not end would hold its place until the deadline; what is established may need this way again.
+            ToPeer::PeerLeft { peer_id } => self.give_up(&peer_id),
             _ => {}
         }
     }
 
+    /// Tells a client that our address has changed, so long ago, so that it restarts its link.
+    pub async fn tell_moved(&self, client: &PeerId, ago: Duration) {
+        for ((_, attempt), Attempt { grant, .. }) in
+            self.attempts.iter().filter(|((peer, _), attempt)| peer == client && !attempt.tx.is_closed())
+        {
+            let sealer = Sealer::new(&seal::root_of(&self.room_secret, &self.room, *grant), &self.room, *grant);
+            if let Ok(message) = carrier::moved(&sealer, &self.me, client, attempt, ago) {
+                let _ = self.signal.send(message).await;
+            }
+        }
+    }
+
     fn handle_offer(&mut self, sender: &PeerId, sdp: &Value, options: &PeerOptions) -> Result<(), Failure> {
-        self.attempts.retain(|_, attempt| !attempt.is_closed());
+        self.attempts.retain(|_, attempt| !attempt.tx.is_closed());
         let (grant, opened) = self.open(sender, sdp)?;
         let attempt = opened["attempt"].as_str().filter(|text| text.len() <= 64).unwrap_or_default().to_owned();
         let offer = opened["sdp"].as_str().ok_or_else(|| Failure::new(Code::InvalidRequest, "an offer without a session description"))?;
+        if opened["restart"] == true {
+            let established = self.attempts.get(&(sender.clone(), attempt));
+            let established = established.ok_or_else(|| Failure::new(Code::NoConnection, "the link that was to be restarted has ended"))?;
+            let _ = established.tx.try_send(Description::Restart(offer.to_owned()));
+            return Ok(());
+        }
+        // A client that dials anew has given up what it began before.
+        self.give_up(sender);
+        self.attempts.retain(|(peer, _), _| peer != sender);
         let slot = self.slots.clone().try_acquire_owned();
         let slot = slot.map_err(|_| Failure::new(Code::PeerBusy, "the worker is answering other clients; try again in a moment"))?;
         let (ours, theirs) = ports();
-        let Port { tx, rx: theirs } = theirs;
-        self.attempts.insert((sender.clone(), attempt.clone()), tx);
+        let Port { tx, rx: mut theirs } = theirs;
+        let give_up = CancellationToken::new();
+        self.attempts.insert((sender.clone(), attempt.clone()), Attempt { grant, tx, give_up: give_up.clone() });
         let root = seal::root_of(&self.room_secret, &self.room, grant);
         let answering = Answering {
             room: self.room.clone(),
@@ -404,23 +423,31 @@ impl Answerer {
         let links = self.links.clone();
         let offer = offer.to_owned();
         tokio::spawn(async move {
-            let sender = answering.sender.clone();
-            match answering.run(offer, ours, theirs).await {
+            let given_up = Err(Failure::new(Code::NoConnection, "it has left, or begun anew"));
+            match give_up.run_until_cancelled(answering.run(offer, ours, &mut theirs)).await.unwrap_or(given_up) {
                 Ok(link) => {
-                    let _ = links.send((sender, link)).await;
+                    let _ = links.send((answering.sender.clone(), link)).await;
+                    drop(slot);
+                    answering.forward(theirs).await;
                 }
-                Err(failure) => tracing::info!(peer = %sender, %failure, "a client did not connect"),
+                Err(failure) => tracing::info!(peer = %answering.sender, %failure, "a client did not connect"),
             }
-            drop(slot);
         });
         Ok(())
+    }
+
+    /// Ends what this client has begun and not ended.
+    fn give_up(&self, client: &PeerId) {
+        for (_, attempt) in self.attempts.iter().filter(|((peer, _), _)| peer == client) {
+            attempt.give_up.cancel();
+        }
     }
 
     fn handle_candidate(&mut self, sender: PeerId, candidate: &Value) {
         let Ok((_, opened)) = self.open(&sender, candidate) else { return };
         let attempt = opened["attempt"].as_str().unwrap_or_default().to_owned();
-        if let Some(tx) = self.attempts.get(&(sender, attempt)) {
-            let _ = tx.try_send(Description::Candidate(opened["candidate"].clone()));
+        if let Some(attempt) = self.attempts.get(&(sender, attempt)) {
+            let _ = attempt.tx.try_send(Description::Candidate(opened["candidate"].clone()));
         }
     }
 
@@ -448,8 +475,8 @@ struct Answering {
 }
 
 impl Answering {
-    async fn run(self, sdp: String, ours: Port, mut theirs: mpsc::Receiver<Description>) -> Result<Link, Failure> {
-        let envelope = Envelope { sealer: &self.sealer, me: &self.me, other: &self.sender, attempt: &self.attempt };
+    async fn run(&self, sdp: String, ours: Port, theirs: &mut mpsc::Receiver<Description>) -> Result<Link, Failure> {
+        let envelope = self.envelope();
         let mut establishing = pin!(answer(&self.options, &CONTROL_CHANNELS, sdp, ours));
         let established = loop {
             tokio::select! {
@@ -463,6 +490,20 @@ impl Answering {
         let proven = seal::prove_as_worker(&mut auth, self.identity.private(), root_for, &self.room, binding).await?;
         let (path_mtu, near) = (carrier.connection.path_mtu().await, carrier.connection.is_near().await);
         Ok(Link { control, progress, proven, carrier, path_mtu, near })
+    }
+
+    /// Sends what an established link says of its restarts, until it ends.
+    async fn forward(&self, mut theirs: mpsc::Receiver<Description>) {
+        while let Some(description) = theirs.recv().await {
+            let Ok(message) = self.envelope().seal(&description) else { return };
+            if self.signal.send(message).await.is_err() {
+                tracing::info!(peer = %self.sender, "a description of a restart was not sent: the server is away");
+            }
+        }
+    }
+
+    fn envelope(&self) -> Envelope<'_> {
+        Envelope { sealer: &self.sealer, me: &self.me, other: &self.sender, attempt: &self.attempt }
     }
 }
 

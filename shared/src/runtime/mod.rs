@@ -14,6 +14,8 @@ pub mod identity;
 #[cfg(feature = "runtime")]
 pub mod link;
 #[cfg(feature = "runtime")]
+pub mod network_changes;
+#[cfg(feature = "runtime")]
 pub mod peer;
 #[cfg(feature = "runtime")]
 pub mod seal;

@@ -4,15 +4,29 @@
 //! * [`Api::ice_servers`]: the STUN and TURN servers that it names, renewed as long as a socket is registered
 //! * [`connect`]: a task that registers, relays both ways, and reconnects with full jitter; it gives up only when the server
 //!   says that trying again is pointless (no such room, id taken, …)
+//! * [`SignalSender::urge`]: somebody needs the server now, or there is reason to doubt the way to it
+//!
+//! How long it waits between tries is decided by what happens when a server comes back to all of its peers at once. The n-th wait is
+//! uniform in `0..=min(13 s, 8 s · 2ⁿ)`: of 1,000 peers, fewer than 200 come in a second, and everybody is back after 13 s, however long
+//! the server was away (a cap of a minute would leave some away for a minute). Trying so often is cheap: at a server that is down it
+//! is one refused TCP connection a peer each 6 s or so. The first wait is as long because the peers of a server that dies lose it in the
+//! same moment. A way to the server that broke somewhere else is each peer's own: the first try follows at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::{SinkExt, StreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
-    net::TcpStream,
-    sync::{mpsc, watch},
-    time::{Instant, timeout},
+    net::{TcpStream, lookup_host},
+    sync::{Notify, mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout},
 };
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream,
@@ -20,7 +34,7 @@ use tokio_tungstenite::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{identity::Identity, seal};
+use super::{identity::Identity, network_changes::is_ours, seal};
 use crate::domain::{
     backoff::Backoff,
     error::{Code, Envelope, Failure},
@@ -30,8 +44,22 @@ use crate::domain::{
 
 const HTTP_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// The server pings every 20 s; a socket that is silent for three of them is dead.
-const SILENCE: Duration = Duration::from_secs(60);
+/// How long a TCP connection to one address may take. The kernel repeats a lost SYN after 1, 3, 7, 15 s: to wait for the later ones is to
+/// come back late to a path that is there again.
+const REACH: Duration = Duration::from_secs(4);
+/// A try that has got nowhere for so long is begun anew when somebody needs the server.
+const STALE: Duration = Duration::from_secs(2);
+/// Between two pings to the server, and how long it may take to say something after one.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+const ANSWER: Duration = Duration::from_secs(7);
+/// The same where there is reason to doubt the way to it.
+const URGENT_ANSWER: Duration = Duration::from_secs(3);
+/// The longest first wait of a peer whose connection the server has ended, and the longest of all.
+const FIRST_WAIT: Duration = Duration::from_secs(8);
+const LONGEST_WAIT: Duration = Duration::from_secs(13);
+/// The longest wait while somebody needs the server, and the time between the beginnings of two tries then, at least.
+const URGENT_WAIT: Duration = Duration::from_secs(2);
+const URGENT_PAUSE: Duration = Duration::from_secs(1);
 /// A token is replaced when less than this is left of it.
 const TOKEN_RESERVE: Duration = Duration::from_secs(60);
 const QUEUE: usize = 64;
@@ -179,18 +207,31 @@ pub enum SignalEvent {
     },
     /// Something from the server or from another peer.
     Message(ToPeer),
+    /// There was reason to doubt the way to the server ([`SignalSender::urge`]), and it has answered.
+    Alive,
     /// The server refuses for good; the task has ended.
     Refused(Failure),
 }
 
 /// Sends to the server; cheap to clone.
 #[derive(Clone)]
-pub struct SignalSender(mpsc::Sender<ToServer>);
+pub struct SignalSender {
+    queue: mpsc::Sender<ToServer>,
+    urge: Arc<Urge>,
+}
+
+/// That somebody needs the server now.
+#[derive(Default)]
+struct Urge {
+    /// Until there is a connection.
+    lasting: AtomicBool,
+    now: Notify,
+}
 
 impl SignalSender {
     #[cfg(test)]
     pub(crate) fn for_tests(queue: mpsc::Sender<ToServer>) -> Self {
-        SignalSender(queue)
+        SignalSender { queue, urge: Arc::default() }
     }
 
     /// Hands a message over, to be sent as soon as there is a connection.
@@ -198,8 +239,15 @@ impl SignalSender {
     /// # Errors
     /// [`Code::Unavailable`] when there is none for 10 s and the queue is full.
     pub async fn send(&self, message: ToServer) -> Result<(), Failure> {
-        let sent = self.0.send_timeout(message, Duration::from_secs(10)).await;
+        let sent = self.queue.send_timeout(message, Duration::from_secs(10)).await;
         sent.map_err(|_| Failure::new(Code::Unavailable, "the signaling server cannot be reached at present"))
+    }
+
+    /// Somebody needs the server now, or there is reason to doubt the way to it. Connected: it must answer within 3 s, and
+    /// [`SignalEvent::Alive`] says that it has. Not connected: it is tried now, and at short intervals until that succeeds.
+    pub fn urge(&self) {
+        self.urge.lasting.store(true, Ordering::Relaxed);
+        self.urge.now.notify_one();
     }
 }
 
@@ -214,11 +262,12 @@ pub fn connect(
     let (message_tx, outgoing) = mpsc::channel(QUEUE);
     let (events, event_rx) = mpsc::channel(QUEUE);
     let token = id_token.map(CachedToken::new);
-    let task = Task { api, registration, identity, token, outgoing, events };
+    let urge = Arc::<Urge>::default();
+    let task = Task { api, registration, identity, token, outgoing, events, urge: urge.clone() };
     tokio::spawn(async move {
         stop.run_until_cancelled(Box::pin(task.run())).await;
     });
-    (SignalSender(message_tx), event_rx)
+    (SignalSender { queue: message_tx, urge }, event_rx)
 }
 
 struct CachedToken {
@@ -242,34 +291,59 @@ struct Task {
     token: Option<CachedToken>,
     outgoing: mpsc::Receiver<ToServer>,
     events: mpsc::Sender<SignalEvent>,
+    urge: Arc<Urge>,
+}
+
+/// How a socket that was registered came to its end.
+enum Ended {
+    /// Nobody wants it any more.
+    Unwanted,
+    /// By the server, or by something near it: others have lost it in the same moment, too.
+    ThereToo(Failure),
+    /// By something on the way to it.
+    OnTheWay(Failure),
 }
 
 impl Task {
     async fn run(mut self) {
-        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         loop {
-            let failure = match self.session(&mut backoff).await {
-                Ok(()) => return,
-                Err(failure) => failure,
+            let began = Instant::now();
+            let (failure, mut retry_in) = match self.session(&mut backoff).await {
+                Ok(Ended::Unwanted) => return,
+                Ok(Ended::OnTheWay(failure)) => (failure, Duration::ZERO),
+                Ok(Ended::ThereToo(failure)) | Err(failure) => (failure, backoff.next_wait(random())),
             };
             if is_final(failure.code) {
                 let _ = self.events.send(SignalEvent::Refused(failure)).await;
                 return;
             }
-            let random = seal::random::<8>().map(u64::from_le_bytes).unwrap_or(u64::MAX / 2);
-            let retry_in = backoff.next_wait(random);
+            if self.urge.lasting.load(Ordering::Relaxed) {
+                retry_in = retry_in.min(URGENT_WAIT);
+            }
             tracing::info!(%failure, ?retry_in, "the signaling server is away");
             if self.events.send(SignalEvent::Lost { failure, retry_in }).await.is_err() {
                 return;
             }
-            tokio::time::sleep(retry_in).await;
+            tokio::select! {
+                () = sleep(retry_in) => {}
+                () = self.urge.now.notified() => {}
+            }
+            sleep_until(began + URGENT_PAUSE).await;
         }
     }
 
-    /// One socket, from connecting to its loss. `Ok` when the owner is gone.
-    async fn session(&mut self, backoff: &mut Backoff) -> Result<(), Failure> {
+    /// One socket, from connecting to its loss.
+    async fn session(&mut self, backoff: &mut Backoff) -> Result<Ended, Failure> {
         let id_token = self.id_token().await?;
-        let mut socket = self.open().await?;
+        let urged = async {
+            sleep(STALE).await;
+            self.urge.now.notified().await;
+        };
+        let mut socket = tokio::select! {
+            socket = self.open() => socket?,
+            () = urged => return Err(self.unreachable("no answer so far; trying anew")),
+        };
         let registered = match self.register(&mut socket, id_token).await {
             Err(failure) if failure.code == Code::Unauthorized && self.token.take().is_some_and(|token| token.until > Instant::now()) => {
                 // The token was refused before its time: once more with a new one.
@@ -278,10 +352,11 @@ impl Task {
             other => other?,
         };
         backoff.reset();
+        self.urge.lasting.store(false, Ordering::Relaxed);
         if self.events.send(registered).await.is_err() {
-            return Ok(());
+            return Ok(Ended::Unwanted);
         }
-        self.relay(&mut socket).await
+        Ok(self.relay(&mut socket).await)
     }
 
     async fn id_token(&mut self) -> Result<Secret<String>, Failure> {
@@ -300,15 +375,43 @@ impl Task {
             .max_frame_size(Some(MAX_MESSAGE))
             .read_buffer_size(4096)
             .max_write_buffer_size(4 * MAX_MESSAGE);
-        let connecting = tokio_tungstenite::connect_async_with_config(self.api.websocket_url(), Some(config), true);
-        let lost =
-            |why: String| Failure::new(Code::NoConnection, format!("the signaling server {} cannot be reached: {why}", self.api.server()));
-        match timeout(CONNECT_TIMEOUT, connecting).await {
+        let url = self.api.websocket_url();
+        let stream = self.reach(&url).await?;
+        let opening = tokio_tungstenite::client_async_tls_with_config(url, stream, Some(config), None);
+        match timeout(CONNECT_TIMEOUT, opening).await {
             Ok(Ok((socket, _))) => Ok(socket),
-            Ok(Err(tungstenite::Error::Http(response))) => Err(lost(format!("it answered HTTP {}", response.status().as_u16()))),
-            Ok(Err(error)) => Err(lost(root_cause(&error))),
-            Err(_) => Err(lost("no answer in time".to_owned())),
+            Ok(Err(tungstenite::Error::Http(response))) => {
+                Err(self.unreachable(&format!("it answered HTTP {}", response.status().as_u16())))
+            }
+            Ok(Err(error)) => Err(self.unreachable(&root_cause(&error))),
+            Err(_) => Err(self.unreachable("no answer in time")),
         }
+    }
+
+    /// A TCP connection to the server, at the first of its addresses that answers.
+    async fn reach(&self, url: &str) -> Result<TcpStream, Failure> {
+        let lost = |error: &dyn std::error::Error| self.unreachable(&root_cause(error));
+        let url = reqwest::Url::parse(url).map_err(|error| lost(&error))?;
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let addresses = timeout(CONNECT_TIMEOUT, lookup_host((host, url.port_or_known_default().unwrap_or_default()))).await;
+        let addresses = addresses.map_err(|_| self.unreachable("its name was not resolved in time"))?.map_err(|error| lost(&error))?;
+        let mut failure = self.unreachable("its name has no address");
+        for address in addresses {
+            match timeout(REACH, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    // Messages are small, and somebody waits for each.
+                    let _ = stream.set_nodelay(true);
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => failure = lost(&error),
+                Err(_) => failure = self.unreachable("no answer in time"),
+            }
+        }
+        Err(failure)
+    }
+
+    fn unreachable(&self, why: &str) -> Failure {
+        Failure::new(Code::NoConnection, format!("the signaling server {} cannot be reached: {why}", self.api.server()))
     }
 
     async fn register(&mut self, socket: &mut Socket, id_token: Secret<String>) -> Result<SignalEvent, Failure> {
@@ -339,27 +442,88 @@ impl Task {
         }
     }
 
-    async fn relay(&mut self, socket: &mut Socket) -> Result<(), Failure> {
+    async fn relay(&mut self, socket: &mut Socket) -> Ended {
+        let local = local_address(socket);
+        let mut beat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut due = Due::default();
         loop {
-            tokio::select! {
+            let sent = tokio::select! {
                 message = self.outgoing.recv() => {
-                    let Some(message) = message else { return Ok(()) };
+                    let Some(message) = message else { return Ended::Unwanted };
                     if let ToServer::UpdateMetadata { metadata } = &message {
                         self.registration.metadata.clone_from(metadata);
                     }
-                    send(socket, &message).await?;
+                    send(socket, &message).await
                 }
-                message = receive(socket, SILENCE) => match message? {
-                    ToPeer::IceServers { ice_servers } => {
-                        self.api.ice_servers.send_replace(ice_servers);
+                _ = beat.tick() => due.ask(socket, ANSWER).await,
+                () = self.urge.now.notified() => {
+                    if local.is_some_and(|address| !is_ours(address)) {
+                        return Ended::OnTheWay(broke("this machine's address has changed"));
                     }
-                    message => if self.events.send(SignalEvent::Message(message)).await.is_err() {
-                        return Ok(());
-                    },
-                },
+                    due.urgent = true;
+                    due.ask(socket, URGENT_ANSWER).await
+                }
+                () = due.missed() => return Ended::OnTheWay(broke("nothing was heard from it")),
+                received = receive_any(socket) => {
+                    let heard = match received {
+                        Ok(message) => message,
+                        Err(failure) => return Ended::ThereToo(failure),
+                    };
+                    self.urge.lasting.store(false, Ordering::Relaxed);
+                    let news = match heard {
+                        Some(ToPeer::IceServers { ice_servers }) => {
+                            self.api.ice_servers.send_replace(ice_servers);
+                            None
+                        }
+                        heard => heard.map(SignalEvent::Message),
+                    };
+                    let alive = std::mem::take(&mut due).urgent.then_some(SignalEvent::Alive);
+                    for event in alive.into_iter().chain(news) {
+                        if self.events.send(event).await.is_err() {
+                            return Ended::Unwanted;
+                        }
+                    }
+                    Ok(())
+                }
+            };
+            if let Err(failure) = sent {
+                return Ended::OnTheWay(failure);
             }
         }
     }
+}
+
+/// By when the server must have said something.
+#[derive(Default)]
+struct Due {
+    by: Option<Instant>,
+    /// Whether somebody waits for it.
+    urgent: bool,
+}
+
+impl Due {
+    async fn ask(&mut self, socket: &mut Socket, patience: Duration) -> Result<(), Failure> {
+        let by = Instant::now() + patience;
+        self.by = Some(self.by.map_or(by, |known| known.min(by)));
+        send_message(socket, Message::Ping(Default::default())).await
+    }
+
+    /// Completes when it has not.
+    async fn missed(&self) {
+        match self.by {
+            Some(by) => sleep_until(by).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn random() -> u64 {
+    seal::random::<8>().map(u64::from_le_bytes).unwrap_or(u64::MAX / 2)
+}
+
+fn local_address(socket: &Socket) -> Option<IpAddr> {
+    socket.get_ref().get_ref().local_addr().ok().map(|address| address.ip())
 }
 
 /// Whether trying the same again is pointless.
@@ -377,27 +541,40 @@ fn is_final(code: Code) -> bool {
 }
 
 async fn send(socket: &mut Socket, message: &ToServer) -> Result<(), Failure> {
-    let sending = socket.send(Message::text(signal::encode(message)));
-    match timeout(CONNECT_TIMEOUT, sending).await {
+    send_message(socket, Message::text(signal::encode(message))).await
+}
+
+async fn send_message(socket: &mut Socket, message: Message) -> Result<(), Failure> {
+    match timeout(CONNECT_TIMEOUT, socket.send(message)).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(Failure::new(Code::NoConnection, format!("the connection to the signaling server broke: {error}"))),
+        Ok(Err(error)) => Err(broke(&error.to_string())),
         Err(_) => Err(Failure::new(Code::NoConnection, "the signaling server does not read")),
     }
 }
 
-/// The next message; pings and pongs count as signs of life only.
+/// The next message.
 async fn receive(socket: &mut Socket, silence: Duration) -> Result<ToPeer, Failure> {
-    let lost = |why: &str| Failure::new(Code::NoConnection, format!("the connection to the signaling server broke: {why}"));
     loop {
-        match timeout(silence, socket.next()).await {
-            Err(_) => return Err(lost("nothing was heard from it")),
-            Ok(None) => return Err(lost("it was closed")),
-            Ok(Some(Err(error))) => return Err(lost(&error.to_string())),
-            Ok(Some(Ok(Message::Text(text)))) => return signal::decode(text.as_str()),
-            Ok(Some(Ok(Message::Close(frame)))) => return Err(lost(frame.as_ref().map_or("it was closed", |frame| frame.reason.as_str()))),
-            Ok(Some(Ok(_))) => {}
+        let received = timeout(silence, receive_any(socket)).await.map_err(|_| broke("nothing was heard from it"))?;
+        if let Some(message) = received? {
+            return Ok(message);
         }
     }
+}
+
+/// The next sign of life: a message, or a ping or pong.
+async fn receive_any(socket: &mut Socket) -> Result<Option<ToPeer>, Failure> {
+    match socket.next().await {
+        None => Err(broke("it was closed")),
+        Some(Err(error)) => Err(broke(&error.to_string())),
+        Some(Ok(Message::Text(text))) => signal::decode(text.as_str()).map(Some),
+        Some(Ok(Message::Close(frame))) => Err(broke(frame.as_ref().map_or("it was closed", |frame| frame.reason.as_str()))),
+        Some(Ok(_)) => Ok(None),
+    }
+}
+
+fn broke(why: &str) -> Failure {
+    Failure::new(Code::NoConnection, format!("the connection to the signaling server broke: {why}"))
 }
 
 #[cfg(test)]
@@ -464,6 +641,39 @@ mod tests {
         assert_eq!(fixed.ice_servers(), turn("mine"));
         stop.cancel();
         server.await.unwrap();
+    }
+
+    /// When 1,000 peers come back, in milliseconds, that lose a server in the same moment which is away for so long.
+    fn returns(away: u64) -> Vec<u64> {
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = || {
+            // SplitMix64.
+            random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (random ^ (random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            mixed ^ (mixed >> 31)
+        };
+        let come_back = |_| {
+            let (mut backoff, mut now) = (Backoff::new(FIRST_WAIT, LONGEST_WAIT), 0);
+            loop {
+                now += backoff.next_wait(next()).as_millis() as u64;
+                if now >= away {
+                    return now;
+                }
+            }
+        };
+        (0..1000).map(come_back).collect()
+    }
+
+    #[test]
+    fn peers_come_back_to_a_server_soon_and_not_all_at_once() {
+        for away in [0, 500, 3000, 60_000, 300_000] {
+            let returns = returns(away);
+            let in_second = |second: u64| returns.iter().filter(|at| (*at - away) / 1000 == second).count();
+            let peak = (0..14).map(in_second).max().unwrap();
+            assert!(peak <= 200, "{peak} a second after {away} ms");
+            assert!(returns.iter().all(|at| at - away <= 13_000), "after {away} ms");
+        }
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ use shared::{
     domain::{
         error::{Code, Failure},
         ice::IceServers,
+        message::HELD,
         network::{Host, Interfaces, NetworkSettings, PortRange},
     },
     runtime::{config, shutdown::Shutdown, telemetry},
@@ -109,6 +110,9 @@ struct RunArgs {
     /// Days that jobs, results and packages stay which nobody uses; fetched results stay one day [default: 14]
     #[arg(long, value_name = "DAYS")]
     keep_days: Option<u32>,
+    /// Seconds for which a client whose connection broke keeps its place in the queue and those of its unfinished uploads [default: 90]
+    #[arg(long, value_name = "SECONDS")]
+    hold: Option<u32>,
     #[command(flatten)]
     network: NetworkArgs,
     /// Configuration file [default: ./webrtc-connect.toml, then the user's]
@@ -138,6 +142,7 @@ pub(super) struct Section {
     pub(super) quota: Option<Size>,
     sharing: Option<bool>,
     keep_days: Option<u32>,
+    hold: Option<u32>,
     ice_servers: Option<IceServers>,
     relay_only: Option<bool>,
     advertise_ip: Option<Host>,
@@ -236,6 +241,7 @@ fn configure(args: RunArgs) -> Result<AgentConfig, Failure> {
         quota: args.quota.or(section.quota).map(|size| size.0),
         sharing: !args.no_sharing && section.sharing.unwrap_or(true),
         keep: u64::from(args.keep_days.or(section.keep_days).unwrap_or(14)) * 24 * 3600,
+        hold: args.hold.or(section.hold).map_or(Duration::from_secs(HELD), |secs| Duration::from_secs(secs.into())),
         trainers: TrainerSettings {
             sleap_nn: section.sleap_nn.unwrap_or(defaults.sleap_nn),
             sleap_train: section.sleap_train.unwrap_or(defaults.sleap_train),

@@ -23,6 +23,7 @@ use shared::{
     runtime::{
         identity::Identity,
         link::{Answerer, Link},
+        network_changes::NetworkChanges,
         peer::PeerOptions,
         seal,
         shutdown::Shutdown,
@@ -32,7 +33,7 @@ use shared::{
 };
 use tokio::{
     sync::mpsc,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +43,7 @@ use super::{
     now_ms,
     places::Places,
     room::{self, Room},
-    session::{Desk, serve},
+    session::{Desk, News, serve},
     upload::Uploads,
     workspace::Workspace,
 };
@@ -81,6 +82,8 @@ pub struct AgentConfig {
     pub sharing: bool,
     /// How long jobs, results and packages that nobody has fetched or used stay, in seconds.
     pub keep: u64,
+    /// How long a client that is away keeps its session, its place in the queue and those of its unfinished uploads.
+    pub hold: Duration,
     /// Trainers.
     pub trainers: TrainerSettings,
     /// This program, to start runners from.
@@ -127,12 +130,24 @@ pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown
     let gpus = Arc::new(Gpus::new(config.visible_devices.clone()));
     gpus.look().await;
     let facts = Arc::new(Facts::new(&config, &identity, jobs.clone(), gpus.clone()));
-    let desk = Desk::new(jobs.clone(), Arc::new(store), facts.clone(), stop.clone());
+    let (news_tx, news) = mpsc::channel(MAX_CLIENTS);
+    let info = facts.clone();
+    let desk = Desk {
+        jobs: jobs.clone(),
+        store: Arc::new(store),
+        info: Arc::new(move || info.info()),
+        hold: config.hold,
+        present: Arc::default(),
+        uploads: Uploads::default(),
+        network: NetworkChanges::watch(stop.clone()),
+        news: news_tx,
+        stop: stop.clone(),
+    };
     let options = PeerOptions { server_ice: Some(api.ice_servers()), ..PeerOptions::new(&config.network, api.is_loopback())? };
     let agent = Agent { config, api, identity, desk, facts, options, events, shutdown: shutdown.clone() };
     let watching = stop.clone();
     shutdown.spawn(async move { watching.run_until_cancelled(watch(&gpus)).await });
-    let result = stop.run_until_cancelled(agent.run()).await.unwrap_or(Ok(()));
+    let result = stop.run_until_cancelled(agent.run(news)).await.unwrap_or(Ok(()));
     stop.cancel();
     jobs.drain().await;
     result
@@ -174,10 +189,12 @@ impl Drop for Seat {
 }
 
 impl Agent {
-    async fn run(self) -> Result<(), Failure> {
+    async fn run(self, mut news: mpsc::Receiver<News>) -> Result<(), Failure> {
         let (link_tx, mut links) = mpsc::channel(4);
         let places = Places::new(MAX_CLIENTS);
         let mut seat = self.take_seat(&link_tx, false).await?;
+        let mut network = self.desk.network.clone();
+        let mut moved: Vec<(PeerId, Instant)> = Vec::new();
         let mut renew = interval(RENEW);
         let mut refresh = interval(REFRESH);
         let mut clean_up = interval(CLEAN_UP);
@@ -194,7 +211,11 @@ impl Agent {
                         }
                         seat.answerer.handle(message, &self.options).await;
                     }
-                    Some(SignalEvent::Registered { expires_at, .. }) => self.registered(&mut seat, expires_at).await,
+                    Some(SignalEvent::Registered { expires_at, .. }) => {
+                        self.registered(&mut seat, expires_at).await;
+                        tell_moved(&seat, &mut moved).await;
+                    }
+                    Some(SignalEvent::Alive) => tell_moved(&seat, &mut moved).await,
                     Some(SignalEvent::Lost { failure, retry_in }) => { let _ = self.events.send(AgentEvent::Waiting { failure, retry_in }).await; }
                     Some(SignalEvent::Refused(failure)) if failure.code == Code::RoomNotFound => {
                         tracing::warn!("the room is gone; a new one is opened, and invites of the old one are void");
@@ -206,6 +227,14 @@ impl Agent {
                     None => return Err(Failure::new(Code::Internal, "the connection to the signaling server has ended")),
                 },
                 Some((peer, link)) = links.recv() => self.serve(&places, peer, link),
+                () = network.changed() => seat.signal.urge(),
+                Some(news) = news.recv() => {
+                    if let News::Moved(peer, at) = news {
+                        moved.retain(|(other, _)| *other != peer);
+                        moved.push((peer, at));
+                    }
+                    seat.signal.urge();
+                }
                 _ = renew.tick() => { let _ = seat.signal.send(ToServer::Renew).await; }
                 _ = clean_up.tick() => self.clean_up(),
                 _ = refresh.tick() => {
@@ -303,6 +332,13 @@ impl Agent {
     }
 }
 
+/// Tells clients that our address has changed, once the server is there to tell it through.
+async fn tell_moved(seat: &Seat, moved: &mut Vec<(PeerId, Instant)>) {
+    for (peer, at) in moved.drain(..) {
+        seat.answerer.tell_moved(&peer, at.elapsed()).await;
+    }
+}
+
 /// What the worker says about itself.
 struct Facts {
     name: String,
@@ -367,12 +403,6 @@ impl Facts {
         metadata.insert("vouch".into(), seal::vouch(&room.secret, &room.id, &self.peer, &self.key).into());
         *self.published.lock().expect("no panic happens under this lock") = Some(info);
         metadata
-    }
-}
-
-impl Desk {
-    fn new(jobs: Jobs, store: Arc<Store>, facts: Arc<Facts>, stop: CancellationToken) -> Self {
-        Desk { jobs, store, info: Arc::new(move || facts.info()), present: Arc::default(), uploads: Uploads::default(), stop }
     }
 }
 

@@ -171,12 +171,12 @@ impl Jobs {
         Ok(())
     }
 
-    /// The client of an unfinished upload has gone: its place is kept for a while.
-    pub fn left(&self, id: &JobId) {
+    /// The client of an unfinished upload has gone: its place is held until then.
+    pub fn left(&self, id: &JobId, held_until: Instant) {
         if let Ok(job) = self.table().job_mut(id)
             && job.record.state == JobState::Uploading
         {
-            job.left_at = Some(Instant::now());
+            job.held_until = Some(held_until);
         }
     }
 

@@ -5,6 +5,7 @@
 //! * each followed journal, each transfer and each bulk connection is a task of its own; all end with the link
 //! * a client may do what its grant says, whatever it asks
 //! * a client that there is reason to doubt is asked for a sign of life
+//! * once a client is silent, its place in the queue and its unfinished uploads' are held for a while ([`Desk::hold`])
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,6 +30,7 @@ use shared::{
     runtime::{
         files::Source,
         link::{Carrier, Description, Link, Port, answer_bulk, ports},
+        network_changes::NetworkChanges,
         peer::{Channel, ChannelSender, PeerOptions},
         store::Store,
         transfer::{Outgoing, Pool, StepPort, send},
@@ -53,8 +55,11 @@ use crate::domain::pulse::{DOUBTED, Due, Pulse};
 const HELLO: Duration = Duration::from_secs(10);
 /// How long a client that has our last word may take to close the connection.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// How long a session without a link is held.
-const HELD: Duration = Duration::from_secs(90);
+/// What is added to the time for which a session is held, since it is counted from the client's last word: that may be 5 s older than the
+/// break, and to come back takes up to 10 s.
+const ALLOWANCE: Duration = Duration::from_secs(15);
+/// Silence after which our own way to the server is looked at, too: the client pings every 5 s, and will want to come back through it.
+const QUIET: Duration = Duration::from_secs(12);
 /// Journals that one client may follow at the same time.
 const MAX_FOLLOWED: usize = 32;
 /// Bulk connections of one client: the 16 that it may use, and lost ones that this side has not noticed yet.
@@ -71,19 +76,35 @@ pub struct Desk {
     pub store: Arc<Store>,
     /// What the worker says about itself.
     pub info: Arc<dyn Fn() -> WorkerInfo + Send + Sync>,
-    /// The sessions that have a link, or had one in the last 90 s.
+    /// How long a session without a link is held.
+    pub hold: Duration,
+    /// The sessions that have a link, or are held.
     pub present: Arc<Mutex<HashMap<SessionId, Present>>>,
     /// Packages on their way in.
     pub uploads: Uploads,
+    /// Word of changes of this machine's network.
+    pub network: NetworkChanges,
+    /// To whoever keeps the way to the server.
+    pub news: mpsc::Sender<News>,
     /// Cancelled when the worker ends.
     pub stop: CancellationToken,
+}
+
+/// What a session knows that matters for the way to the server.
+#[derive(Debug)]
+pub enum News {
+    /// The client is silent: the fault may be on our side.
+    Silent,
+    /// The address that its link uses is ours no longer, since then: its client is to know.
+    Moved(PeerId, Instant),
 }
 
 /// A session that has a link, or had one a moment ago.
 pub struct Present {
     client: [u8; 32],
     replace: CancellationToken,
-    left_at: Option<Instant>,
+    /// When it has no link: until when it is held.
+    held_until: Option<Instant>,
 }
 
 /// Serves a link to its end. `doubt` tells when there is reason to think that the client is gone.
@@ -114,6 +135,8 @@ pub async fn serve(desk: Desk, link: Link, peer: PeerId, options: PeerOptions, d
         id: None,
         tasks: tasks.clone(),
         stop: stop.clone(),
+        heard: Instant::now(),
+        peer: peer.clone(),
     };
     tracing::info!(%peer, grant = %session.grant, "a client has connected");
     let end = session.run(&mut control, &carrier, proven.remote_key, &doubt).await;
@@ -177,6 +200,9 @@ struct Session {
     id: Option<SessionId>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// When the client was last heard.
+    heard: Instant,
+    peer: PeerId,
 }
 
 impl Session {
@@ -192,6 +218,9 @@ impl Session {
         };
         let began = Instant::now();
         let mut pulse = Pulse::default();
+        let (mut network, mut restarted) = (self.desk.network.clone(), carrier.restarted());
+        let mut told_silent = false;
+        let mut address_lost = None;
         loop {
             // The deadline last: what waits to be read is a sign of life, however long we were busy before.
             let message = tokio::select! {
@@ -207,6 +236,24 @@ impl Session {
                     continue;
                 }
                 message = control.recv() => message,
+                () = network.changed() => {
+                    address_lost = carrier.has_lost_address().then(|| address_lost.unwrap_or_else(Instant::now));
+                    if let Some(at) = address_lost.filter(|_| carrier.has_moved()) {
+                        // Where it cannot be told, the client's own judgement serves.
+                        let _ = self.desk.news.try_send(News::Moved(self.peer.clone(), at));
+                    }
+                    continue;
+                }
+                Ok(()) = restarted.changed() => {
+                    tracing::info!(peer = %self.peer, "the path to the client was restarted");
+                    self.pool.give_up();
+                    continue;
+                }
+                () = sleep_until(self.heard + QUIET), if !told_silent => {
+                    told_silent = true;
+                    let _ = self.desk.news.try_send(News::Silent);
+                    continue;
+                }
                 () = sleep_until(began + pulse.deadline()) => match pulse.due(began.elapsed()) {
                     Some(Due::Gone) => return Err(gone("nothing was heard from it")),
                     Some(Due::Ping(n)) => {
@@ -217,6 +264,8 @@ impl Session {
                 },
             };
             pulse.heard(began.elapsed());
+            self.heard = Instant::now();
+            told_silent = false;
             let message = read(&message.ok_or_else(|| gone("it closed the connection"))?)?;
             if let ToWorker::Bye(bye) = message {
                 self.out.send(ToClient::Bye(bye)).await.map_err(|_| gone("it closed the connection"))?;
@@ -250,29 +299,34 @@ impl Session {
         let replace = CancellationToken::new();
         let resumed = {
             let mut present = self.desk.present.lock().expect("no panic happens under this lock");
-            present.retain(|_, present| present.left_at.is_none_or(|left| left.elapsed() < HELD));
+            present.retain(|_, present| present.held_until.is_none_or(|until| Instant::now() < until));
             let old = present.get(&session).filter(|old| old.client == client);
             if let Some(old) = old {
                 old.replace.cancel();
             }
             let resumed = old.is_some();
-            present.insert(session.clone(), Present { client, replace: replace.clone(), left_at: None });
+            present.insert(session.clone(), Present { client, replace: replace.clone(), held_until: None });
             resumed
         };
         self.id = Some(session);
         let worker = (self.desk.info)();
-        self.tell(ToClient::Welcome(Welcome { protocol: PROTOCOL, grant: self.grant, worker, resumed })).await?;
+        self.tell(ToClient::Welcome(Welcome { protocol: PROTOCOL, grant: self.grant, worker, resumed, held: self.desk.hold.as_secs() }))
+            .await?;
         Ok(replace)
     }
 
     fn leave(&mut self) {
-        let mut present = self.desk.present.lock().expect("no panic happens under this lock");
-        if let Some(own) = self.id.as_ref().and_then(|id| present.get_mut(id)).filter(|own| !own.replace.is_cancelled()) {
-            own.left_at = Some(Instant::now());
+        let held_until = self.heard + self.desk.hold + ALLOWANCE;
+        {
+            let mut present = self.desk.present.lock().expect("no panic happens under this lock");
+            let Some(own) = self.id.as_ref().and_then(|id| present.get_mut(id)).filter(|own| !own.replace.is_cancelled()) else {
+                // The same session has a new link: its client has not left.
+                return;
+            };
+            own.held_until = Some(held_until);
         }
-        drop(present);
         for job in self.uploading.lock().expect("no panic happens under this lock").iter() {
-            self.desk.jobs.left(job);
+            self.desk.jobs.left(job, held_until);
         }
     }
 
@@ -622,7 +676,7 @@ async fn forward_bulk(connection: u32, mut theirs: Port, out: mpsc::Sender<ToCli
         let message = match description {
             Description::Answer(sdp) => ToClient::BulkAnswer(BulkSdp { connection, sdp }),
             Description::Candidate(candidate) => ToClient::BulkCandidate(BulkCandidate { connection, candidate }),
-            Description::Offer(_) | Description::Refused(_) => continue,
+            Description::Offer(_) | Description::Restart(_) | Description::Refused(_) => continue,
         };
         if out.send(message).await.is_err() {
             return;

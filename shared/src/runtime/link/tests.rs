@@ -27,9 +27,12 @@ struct Client {
 
 impl Client {
     async fn dial(mut self) -> Failure {
+        self.try_dial().await.err().expect("the client must not connect")
+    }
+
+    async fn try_dial(&mut self) -> Result<(Link, Way), Failure> {
         let identity = Identity::generate().unwrap();
-        let dialed = dial(&self.invite, &self.me, &identity, &loopback(), &self.signal, &mut self.events).await;
-        dialed.err().expect("the client must not connect")
+        dial(&self.invite, &self.me, &identity, &loopback(), Patience::default(), &self.signal, &mut self.events).await
     }
 }
 
@@ -105,6 +108,21 @@ impl Middle {
     }
 }
 
+impl Middle {
+    /// Is honest for once, as long as it is polled.
+    async fn relay(&mut self) {
+        loop {
+            tokio::select! {
+                Some(message) = self.from_client.recv() => self.worker.handle(relayed(&self.client, message), &loopback()).await,
+                Some(message) = self.from_worker.recv() => {
+                    let _ = self.to_client.send(SignalEvent::Message(relayed(&self.invite.worker, message))).await;
+                }
+                else => std::future::pending().await,
+            }
+        }
+    }
+}
+
 /// A message as the server hands it on.
 fn relayed(sender: &PeerId, message: ToServer) -> ToPeer {
     let sender = sender.clone();
@@ -112,6 +130,7 @@ fn relayed(sender: &PeerId, message: ToServer) -> ToPeer {
         ToServer::Offer { sdp, .. } => ToPeer::Offer { sender, sdp },
         ToServer::Answer { sdp, .. } => ToPeer::Answer { sender, sdp },
         ToServer::Candidate { candidate, .. } => ToPeer::Candidate { sender, candidate },
+        ToServer::PeerMessage { to_peer_id, payload } => ToPeer::PeerMessage { from_peer_id: sender, to_peer_id, payload },
         other => panic!("nothing else is sent: {other:?}"),
     }
 }
@@ -165,9 +184,10 @@ async fn a_client_that_left_the_room_frees_its_places_at_once() {
     let sealer = Sealer::new(&middle.invite.secret, &middle.invite.room, middle.invite.grant);
     let (me, worker) = (middle.client.clone(), middle.invite.worker.clone());
     let sdp = sealer.open(&me, &worker, sdp.as_str().unwrap()).unwrap()["sdp"].clone();
-    for attempt in 0..=UNPROVEN {
-        let offer = sealer.seal(&me, &worker, &json!({"attempt": attempt.to_string(), "sdp": sdp})).unwrap();
-        middle.worker.handle(ToPeer::Offer { sender: me.clone(), sdp: offer.into() }, &loopback()).await;
+    let clients: Vec<PeerId> = (0..=UNPROVEN).map(|n| format!("c{n}").parse().unwrap()).collect();
+    for client in &clients {
+        let offer = sealer.seal(client, &worker, &json!({"attempt": "1", "sdp": sdp})).unwrap();
+        middle.worker.handle(ToPeer::Offer { sender: client.clone(), sdp: offer.into() }, &loopback()).await;
     }
     let refusal = loop {
         if let Some(ToServer::PeerMessage { payload, .. }) = middle.from_worker.recv().await {
@@ -175,8 +195,71 @@ async fn a_client_that_left_the_room_frees_its_places_at_once() {
         }
     };
     assert_eq!(refusal["refused"]["code"], "PEER_BUSY");
-    middle.worker.handle(ToPeer::PeerLeft { peer_id: me }, &loopback()).await;
+    for peer_id in clients {
+        middle.worker.handle(ToPeer::PeerLeft { peer_id }, &loopback()).await;
+    }
     let all = middle.worker.slots.acquire_many(UNPROVEN as u32);
     assert!(timeout(Duration::from_secs(10), all).await.is_ok(), "places are still taken");
     dialing.abort();
+}
+
+/// Hands on what the server brings for an established link, and what the link says; gives the worker's word.
+async fn attend(client: &mut Client, way: &mut Way) -> Word {
+    loop {
+        tokio::select! {
+            message = way.next() => client.signal.send(message).await.unwrap(),
+            Some(SignalEvent::Message(message)) = client.events.recv() => {
+                if let Some(word) = way.handle(message) {
+                    return word;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_established_link_is_restarted_through_the_server() {
+    let (mut middle, mut client) = Middle::new();
+    let (mut theirs, ours) = {
+        let dialing = async { client.try_dial().await.unwrap() };
+        tokio::select! {
+            ours = dialing => (middle.links.recv().await.unwrap().1, ours),
+            () = middle.relay() => unreachable!(),
+        }
+    };
+    let (link, mut way) = ours;
+    let before = link.carrier.connection.route().await.unwrap();
+    link.carrier.restart();
+    link.control.sender().send_text("sent while the path was away").await.unwrap();
+    let (mut here, mut there) = (link.carrier.restarted(), theirs.carrier.restarted());
+    let restarted = async {
+        here.changed().await.unwrap();
+        there.changed().await.unwrap();
+        assert_eq!(&theirs.control.recv().await.unwrap()[..], b"sent while the path was away");
+    };
+    tokio::select! {
+        () = restarted => {}
+        _ = attend(&mut client, &mut way) => unreachable!(),
+        () = middle.relay() => unreachable!(),
+    }
+    let after = link.carrier.connection.route().await.unwrap();
+    assert_ne!(before.local, after.local);
+    // The worker's word that it has moved arrives, too.
+    middle.worker.tell_moved(&client.me.clone(), Duration::from_millis(700)).await;
+    let word = tokio::select! {
+        word = attend(&mut client, &mut way) => word,
+        () = middle.relay() => unreachable!(),
+    };
+    assert_eq!(word, Word::Moved { ago: Duration::from_millis(700) });
+}
+
+#[tokio::test]
+async fn a_link_that_has_ended_cannot_be_restarted() {
+    let (mut middle, _client) = Middle::new();
+    let sealer = Sealer::new(&middle.invite.secret, &middle.invite.room, middle.invite.grant);
+    let (me, worker) = (middle.client.clone(), middle.invite.worker.clone());
+    let offer = sealer.seal(&me, &worker, &json!({"attempt": "1", "restart": true, "sdp": "v=0"})).unwrap();
+    middle.worker.handle(ToPeer::Offer { sender: me, sdp: offer.into() }, &loopback()).await;
+    let Some(ToServer::PeerMessage { payload, .. }) = middle.from_worker.recv().await else { panic!("it is refused") };
+    assert_eq!(payload["refused"]["code"], "NO_CONNECTION");
 }

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rtc::{ice::mdns::MulticastDnsMode, peer_connection::configuration::setting_engine::SctpMaxMessageSize};
+use rtc::{
+    ice::mdns::MulticastDnsMode,
+    peer_connection::configuration::{RTCOfferOptions, setting_engine::SctpMaxMessageSize},
+};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use webrtc::{
@@ -244,6 +247,25 @@ impl PeerConnection {
         self.set_local(offer).await
     }
 
+    /// Begins an ICE restart (RFC 8445 §9): new sockets on the interfaces that there are now, new credentials and candidates, for the same DTLS
+    /// and SCTP association. Gives the offer (SDP). The path in use is given up at once: until the answer comes, nothing flows.
+    ///
+    /// # Errors
+    /// [`Code::NoConnection`].
+    pub async fn restart(&self) -> Result<String, Failure> {
+        let options = RTCOfferOptions { ice_restart: true };
+        let offer = self.inner.create_offer(Some(options)).await.map_err(|error| failed("no offer could be made", &error))?;
+        self.set_local(offer).await
+    }
+
+    /// Takes the other side's offer of a restart, restarts, too, and makes the answer.
+    ///
+    /// # Errors
+    /// As [`PeerConnection::answer`].
+    pub async fn answer_restart(&self, offer: String) -> Result<String, Failure> {
+        self.answer(offer).await
+    }
+
     /// Takes the other side's offer and makes the answer.
     ///
     /// # Errors
@@ -314,9 +336,7 @@ impl PeerConnection {
     /// path through the Internet has routers that the kernel knows nothing of.
     pub async fn path_mtu(&self) -> PathMtu {
         let Some(route) = self.route().await.filter(|route| route.kind == RouteKind::Direct) else { return PathMtu::default() };
-        let address = route.remote.rsplit(' ').next().and_then(|address| address.rsplit_once(':'));
-        let remote = address.and_then(|(ip, _)| ip.trim_matches(['[', ']']).parse().ok());
-        remote.and_then(route_mtu).map(PathMtu::of_route).unwrap_or_default()
+        route.remote_ip().and_then(route_mtu).map(PathMtu::of_route).unwrap_or_default()
     }
 
     /// Whether the path in use is so short that a narrow receive window fills it.
@@ -371,6 +391,7 @@ fn settings(receive_window: Option<u32>, mtu: u32) -> webrtc::peer_connection::S
         .with_ice_connection_attempts(Some(Duration::from_millis(20)), Some(150))
         .with_host_acceptance_min_wait(Some(Duration::ZERO))
         .with_prflx_acceptance_min_wait(Some(Duration::ZERO))
+        .with_discard_local_candidates_during_ice_restart(true)
         .build()
 }
 
@@ -478,6 +499,46 @@ mod tests {
         for peer in [&a, &b] {
             assert_eq!(peer.route().await.unwrap().kind, RouteKind::Direct);
         }
+        a.close().await;
+        b.close().await;
+    }
+
+    /// Hands the candidates of both sides on for as long as it is polled.
+    async fn trickle(peers: [&PeerConnection; 2], [a, b]: &mut [mpsc::Receiver<PeerEvent>; 2]) {
+        loop {
+            let (event, other) = tokio::select! {
+                event = a.recv() => (event, peers[1]),
+                event = b.recv() => (event, peers[0]),
+            };
+            if let Some(PeerEvent::Candidate(candidate)) = event {
+                other.add_candidate(candidate).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_restart_moves_an_association_to_other_sockets_and_what_was_under_way_arrives() {
+        let options = PeerOptions { bind: vec!["127.0.0.1:0".parse().unwrap()], ..Default::default() };
+        let (a, a_events, a_channels) = PeerConnection::new(&options, &CHANNELS).await.unwrap();
+        let (b, b_events, mut b_channels) = PeerConnection::new(&options, &CHANNELS).await.unwrap();
+        let mut events = [a_events, b_events];
+        a.accept_answer(b.answer(a.offer().await.unwrap()).await.unwrap()).await.unwrap();
+        tokio::select! {
+            opened = a_channels[1].sender().opened() => opened.unwrap(),
+            () = trickle([&a, &b], &mut events) => {}
+        }
+        let (before, binding) = (a.route().await.unwrap(), a.fingerprints().await.unwrap());
+        // Candidates count once the description that they belong to is known.
+        let offer = a.restart().await.unwrap();
+        a_channels[1].sender().send_text("under way").await.unwrap();
+        a.accept_answer(b.answer_restart(offer).await.unwrap()).await.unwrap();
+        tokio::select! {
+            message = b_channels[1].recv() => assert_eq!(&message.unwrap()[..], b"under way"),
+            () = trickle([&a, &b], &mut events) => {}
+        }
+        let after = a.route().await.unwrap();
+        assert!(before.local != after.local && before.remote != after.remote, "{before:?} {after:?}");
+        assert_eq!(a.fingerprints().await.unwrap(), binding);
         a.close().await;
         b.close().await;
     }

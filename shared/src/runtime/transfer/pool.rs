@@ -150,6 +150,13 @@ impl Pool {
         }
     }
 
+    /// The way that all connections take is no more: what they carry goes over others.
+    pub fn give_up(&self) {
+        for connection in self.inner.connections.borrow().iter() {
+            connection.lost.cancel();
+        }
+    }
+
     /// Bytes that were brought to the other side or came from it, on all connections that there have been.
     pub fn carried(&self) -> u64 {
         self.inner.flows.delivered() + self.inner.received.load(Ordering::Relaxed)

@@ -19,7 +19,7 @@ use crate::{
     },
     runtime::{
         identity::Identity,
-        link::{Answerer, Bulk, Description, Link, answer_bulk, dial, dial_bulk, ports},
+        link::{Answerer, Bulk, Description, Link, Patience, answer_bulk, dial, dial_bulk, ports},
         peer::PeerOptions,
         seal,
         signal::{SignalEvent, SignalSender},
@@ -83,7 +83,8 @@ impl Room {
 
     async fn dial(&mut self) -> Result<Link, Failure> {
         let identity = Identity::generate().unwrap();
-        dial(&self.invite, &self.client, &identity, &loopback(), &self.signal, &mut self.events).await
+        let dialed = dial(&self.invite, &self.client, &identity, &loopback(), Patience::default(), &self.signal, &mut self.events).await;
+        dialed.map(|(link, _)| link)
     }
 
     async fn connect(&mut self) -> (Link, Link) {

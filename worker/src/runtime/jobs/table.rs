@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::Duration,
 };
 
 use shared::domain::{
@@ -21,9 +20,6 @@ use crate::runtime::{
     workspace::{Ended, JobDir, JobRecord},
 };
 
-/// How long a job that still uploads keeps its place after its client went.
-const LEASE: Duration = Duration::from_secs(90);
-
 #[derive(Default)]
 pub(super) struct Table {
     /// By order of submission.
@@ -38,8 +34,8 @@ pub(super) struct Job {
     /// The journal's last seq; the job's own sender, whoever writes the journal.
     pub(super) appended: watch::Sender<u64>,
     pub(super) runner: Option<Arc<RunnerHandle>>,
-    /// When the client of an unfinished upload was last here.
-    pub(super) left_at: Option<Instant>,
+    /// While the client of an unfinished upload is away: until when its place is held.
+    pub(super) held_until: Option<Instant>,
     /// Whether a task supervises it.
     pub(super) started: bool,
 }
@@ -67,7 +63,7 @@ impl Table {
     pub(super) fn renew_place(&mut self, id: &JobId) -> Result<(), Failure> {
         let next = self.next_order();
         let job = self.job_mut(id)?;
-        let lapsed = job.left_at.take().is_some_and(|left| left.elapsed() > LEASE);
+        let lapsed = job.held_until.take().is_some_and(|until| until < Instant::now());
         if job.record.state == JobState::Uploading && lapsed && job.record.order + 1 != next {
             let old = std::mem::replace(&mut job.record.order, next);
             job.dir.set_record(&job.record)?;
@@ -105,7 +101,7 @@ impl Job {
             status: watch::Sender::new(status),
             appended: watch::Sender::new(last_seq),
             runner: None,
-            left_at: None,
+            held_until: None,
             started: false,
         }
     }
