@@ -42,12 +42,13 @@ use crate::domain::{event::Event, order::Remote, plan::Speed, select};
 /// How long an absent worker is waited for before the first success.
 const FIRST_PATIENCE: Duration = Duration::from_secs(20);
 /// The longest wait between two tries: when a path comes back, the next try is soon.
-const LONGEST_WAIT: Duration = Duration::from_secs(3);
-/// How long the server may take to take us in again, and the worker to answer, before it is tried anew: what was sent may be lost.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// How long the server may take to take us in again before it is tried anew.
 const REGISTERED_AGAIN: Duration = Duration::from_secs(5);
-const ANSWERED_AGAIN: Duration = Duration::from_secs(4);
-/// How long a path may take that was there before: thrice as long as the last time, within these bounds.
-const PATH_AGAIN: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(30));
+/// How long a worker that we had a link to may take to answer, as long as that link took, and the path thrice as long, within these bounds: what
+/// was sent into a broken path must be sent again soon.
+const ANSWERED_AGAIN: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(10)];
+const PATH_AGAIN: [Duration; 2] = [Duration::from_secs(6), Duration::from_secs(30)];
 /// The user is told when so many tries have failed.
 const MANY: u32 = 5;
 
@@ -321,10 +322,12 @@ impl Connector {
         timeout(REGISTERED_AGAIN, again).await.unwrap_or_else(|_| away())
     }
 
-    /// At first, whoever is far away gets the time that it takes; later, what was sent into a broken path must be sent again soon.
+    /// At first, whoever is far away gets the time that it takes.
     fn patience(&self) -> Patience {
         match self.took.filter(|_| self.ever) {
-            Some(took) => Patience { answer: ANSWERED_AGAIN, path: (3 * took).clamp(PATH_AGAIN.0, PATH_AGAIN.1) },
+            Some(took) => {
+                Patience { answer: took.clamp(ANSWERED_AGAIN[0], ANSWERED_AGAIN[1]), path: (3 * took).clamp(PATH_AGAIN[0], PATH_AGAIN[1]) }
+            }
             None => Patience::default(),
         }
     }

@@ -85,11 +85,28 @@ fn an_upload_survives(seconds: u64, cut: fn(&Cable), mend: fn(&Cable)) {
     lab.assert_models_are_those_of(&lab.job(client.all("plan")[0]));
 }
 
+/// A client that does nothing for a while, as on a machine that sleeps, shows everything that happened meanwhile.
+fn a_client_that_slept_catches_up(seconds: u64) {
+    let lab = Lab::with_cable(Side::Worker);
+    let (_server, _worker) = lab.open();
+    let mut client = training(&lab);
+    client.signal("STOP");
+    sleep(Duration::from_secs(seconds));
+    let mut other = lab.watcher(&["watch"]);
+    let present = other.wait_for("caught_up")["seq"].as_u64().unwrap();
+    client.signal("CONT");
+    let awake = Instant::now();
+    client.wait_until("the present", |event| event["entry"]["seq"].as_u64() >= Some(present));
+    assert!(awake.elapsed() < BACK, "{:?}", awake.elapsed());
+    ends_well(&lab, &mut client);
+}
+
 #[test]
 fn work_goes_on_after_the_path_was_cut() {
     // All at once: most of it is waiting.
     scope(|scope| {
-        let cases: [fn(); 4] = [
+        let cases: [fn(); 5] = [
+            || a_client_that_slept_catches_up(31),
             || a_training_survives(5, Cable::cut, Cable::mend),
             || a_training_survives(31, Cable::cut_far_away, Cable::mend_far_away),
             || an_upload_survives(5, Cable::cut_far_away, Cable::mend_far_away),

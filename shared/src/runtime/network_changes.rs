@@ -95,7 +95,7 @@ async fn sleeps(changes: watch::Sender<u64>) {
     loop {
         tick.tick().await;
         let now = (Instant::now(), SystemTime::now());
-        if now.1.duration_since(clocks.1).is_ok_and(|wall| wall > now.0 - clocks.0 + JUMP) {
+        if jumped(now.0 - clocks.0, now.1.duration_since(clocks.1).unwrap_or_default()) {
             tracing::info!("this machine has slept, or its clock was set");
             changes.send_modify(|count| *count += 1);
         }
@@ -103,9 +103,21 @@ async fn sleeps(changes: watch::Sender<u64>) {
     }
 }
 
+/// Whether the wall clock went ahead of the other one.
+fn jumped(passed: Duration, wall: Duration) -> bool {
+    wall > passed + JUMP
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sleep_is_a_jump_of_the_wall_clock_and_a_busy_machine_is_none() {
+        for (passed, wall, slept) in [(2, 2, false), (2, 7, false), (2, 8, true), (2, 3600, true), (60, 60, false), (2, 0, false)] {
+            assert_eq!(jumped(Duration::from_secs(passed), Duration::from_secs(wall)), slept, "{passed} {wall}");
+        }
+    }
 
     #[test]
     fn an_address_of_this_machine_is_known_as_such() {
