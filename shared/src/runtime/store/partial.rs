@@ -4,7 +4,7 @@
 //!   <home>/manifest      the list of files; here only once everything below `files` has its name
 //!   <home>/summary       what was announced
 //!   <home>/chunks.log    which chunks are durable
-//!   <home>/files/…       the files, written at their final offsets
+//!   <home>/files/…       the files, each made with its first chunk, written at their final offsets
 //! ```
 //! * a chunk is *written* after [`Partial::write`], *durable* (and may be acked) after the [`Partial::sync`] that returns it
 //! * after a restart the log is trusted, so that a transfer goes on at once; what it names is read back once, in
@@ -74,18 +74,26 @@ struct State {
 }
 
 impl Partial {
-    /// Opens a slot whose files are prepared, and reads what its log says. `share` gets the disk space that is still needed.
-    pub(super) fn open(slot: Slot, manifest: Manifest, share: impl FnOnce(u64) -> Result<Share, Failure>) -> Result<Partial, Failure> {
+    /// Opens a slot that is prepared, and reads what its log says. `new`: nothing was there before. `share` gets the disk space that is
+    /// still needed.
+    pub(super) fn open(
+        slot: Slot,
+        manifest: Manifest,
+        new: bool,
+        share: impl FnOnce(u64) -> Result<Share, Failure>,
+    ) -> Result<Partial, Failure> {
         let unusable = |error: io::Error| failed("use", slot.home.path().display(), &error);
         let places = Arc::new(Places::new(Arc::new(manifest)));
         let log = read_file(&slot.home, LOG, u64::MAX).map_err(unusable)?.unwrap_or_default();
         let mut durable = log::replay(&slot.summary.id, places.len(), &log);
         let files = slot.home.subdir(FILES).map_err(unusable)?;
-        for (at, entry) in places.manifest().entries.iter().enumerate() {
+        let before = if new && log.is_empty() { &[][..] } else { &places.manifest().entries };
+        for (at, entry) in before.iter().enumerate() {
             // A download that was interrupted while its files were being moved has some of them in place, and not here. And
             // what a file has lost at its end since then can be asked for now.
             let size = match files.stat(entry.path.as_str()).map_err(unusable)? {
                 Some(stat) => stat.st_size as u64,
+                None if entry.size > 0 => 0,
                 None => files.open_to_write(entry.path.as_str(), entry.executable).map(|_| 0).map_err(unusable)?,
             };
             if size > entry.size {

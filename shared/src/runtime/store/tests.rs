@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::{
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     domain::{
         error::Code,
-        frame::{FrameHeader, FrameKind, MAX_PIECE},
+        frame::{FrameHeader, FrameKind, PIECE},
         manifest::{Chunk, Entry, Manifest},
         transfer::{Accepted, ChunkSet, Next, Places, Receiving, Sending, WholeChunk, WholeManifest, ranges_of},
     },
@@ -48,9 +49,9 @@ impl Package {
 
     pub(super) fn chunk(&self, index: u32) -> WholeChunk {
         let place = self.places.get(index).unwrap();
-        let mut bytes = vec![0; place.chunk.len as usize];
-        self.source.reader(self.places.manifest().clone()).unwrap().read(place, &mut [&mut bytes], true).unwrap();
-        WholeChunk { index, place, bytes }
+        let mut bytes = Vec::new();
+        self.source.reader(self.places.manifest().clone()).unwrap().read(place, &mut bytes, true).unwrap();
+        WholeChunk { index, place, bytes: bytes.into() }
     }
 
     fn len(&self) -> u32 {
@@ -371,7 +372,7 @@ fn another_manifest_than_the_announced_one_is_refused() {
     assert_eq!(announced.accept(other.whole.clone()).unwrap_err().code, Code::BadPackage);
     let partial = partial(store.begin("ann", &package.summary), &package);
     assert_eq!(partial.write(&WholeChunk { index: 99, ..package.chunk(0) }).unwrap_err().code, Code::InvalidRequest);
-    assert_eq!(partial.write(&WholeChunk { bytes: vec![1], ..package.chunk(0) }).unwrap_err().code, Code::InvalidRequest);
+    assert_eq!(partial.write(&WholeChunk { bytes: vec![1].into(), ..package.chunk(0) }).unwrap_err().code, Code::InvalidRequest);
 }
 
 #[test]
@@ -670,11 +671,12 @@ fn a_transfer_survives_the_receivers_death_again_and_again() {
             let connection = dice.roll(3) as u32;
             match sending.next(connection) {
                 Next::Chunk(index, place) => {
-                    buf.resize(place.chunk.len as usize, 0);
-                    reader.read(place, &mut [&mut buf], false).unwrap();
+                    buf.clear();
+                    reader.read(place, &mut buf, false).unwrap();
                     sent += buf.len() as u64;
-                    for (at, piece) in buf.chunks(MAX_PIECE).enumerate() {
-                        let header = FrameHeader { transfer: 1, kind: FrameKind::Chunk(index), offset: (at * MAX_PIECE) as u32 };
+                    for (at, piece) in buf.chunks(PIECE).enumerate() {
+                        let header = FrameHeader { transfer: 1, kind: FrameKind::Chunk(index), offset: (at * PIECE) as u32 };
+                        let piece = Bytes::copy_from_slice(piece);
                         if let Accepted::Whole(chunk) = receiving.accept_piece(connection, header, piece).unwrap() {
                             partial.write(&chunk).unwrap();
                         }
