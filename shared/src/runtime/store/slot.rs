@@ -78,8 +78,8 @@ impl Slot {
         let _ = self.parent.remove_dir(hex(&self.summary.id.0));
     }
 
-    /// Makes the folders of a manifest and its empty files, and then the manifest itself: all durable. A file with content is made with
-    /// its first chunk. `true`: nothing of it was here before.
+    /// Makes the folders of a manifest and its empty files, and then the manifest itself: all durable. A file with content gets its name
+    /// later, durably with its first chunk. `true`: nothing of it was here before.
     pub(super) fn prepare(&self, whole: &WholeManifest) -> Result<bool, Failure> {
         let unusable = |error: io::Error| failed("prepare the package in", self.home.path().display(), &error);
         let new = self.home.stat(FILES).map_err(unusable)?.is_none();
