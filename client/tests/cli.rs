@@ -4,6 +4,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use shared::domain::{
@@ -74,7 +75,7 @@ impl Said {
 
 fn invite() -> String {
     let invite = Invite {
-        // Nothing listens on port 9 of the loopback; no test gets that far.
+        // Nothing listens on port 9 of the loopback.
         server: "http://127.0.0.1:9".into(),
         room: "0123456789abcdef0123456789abcdef".parse().unwrap(),
         token: Secret::new(CANARY.into()),
@@ -220,4 +221,18 @@ fn an_invite_is_never_printed() {
             }
         }
     }
+}
+
+#[test]
+fn a_connection_that_cannot_be_made_ends_the_reading_of_the_package() {
+    let user = User::new();
+    let config = user.file("package/centroid.yaml", "data_config: {}\n");
+    let package = config.parent().unwrap();
+    // A minute of reading and more, and no disk space.
+    std::fs::File::create(package.join("frames.bin")).unwrap().set_len(100 << 30).unwrap();
+    let invite = user.file("invite", invite());
+    let began = Instant::now();
+    let said = user.says(&["train", package.to_str().unwrap(), "--invite-file", invite.to_str().unwrap()]);
+    assert!(said.code == 4 && said.stderr.contains("127.0.0.1:9 cannot be reached"), "{} {}", said.code, said.stderr);
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
 }

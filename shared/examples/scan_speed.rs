@@ -21,8 +21,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut reader = Arc::new(source).reader(manifest.clone())?;
     let (begun, mut buf) = (Instant::now(), Vec::<u8>::new());
     for place in manifest.places() {
-        buf.resize(place.chunk.len as usize, 0);
-        reader.read(place, &mut [&mut buf], false)?;
+        buf.clear();
+        reader.read(place, &mut buf, false)?;
     }
     println!("read back: {:.0} MB/s", mb / begun.elapsed().as_secs_f64());
     Ok(())

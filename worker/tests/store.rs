@@ -49,9 +49,9 @@ fn put(data: &Path, store: &Store, owner: &str, bytes: &[u8], days: u64) -> Pack
     let mut reader = source.reader(partial.manifest().clone()).unwrap();
     for index in 0..partial.places().len() {
         let place = partial.places().get(index).unwrap();
-        let mut bytes = vec![0; place.chunk.len as usize];
-        reader.read(place, &mut [&mut bytes], true).unwrap();
-        partial.write(&WholeChunk { index, place, bytes }).unwrap();
+        let mut bytes = Vec::new();
+        reader.read(place, &mut bytes, true).unwrap();
+        partial.write(&WholeChunk { index, place, bytes: bytes.into() }).unwrap();
     }
     let Finished::Whole(dir) = partial.finish(&Default::default()).unwrap() else { panic!("it is whole") };
     let then = SystemTime::now() - std::time::Duration::from_secs(days * 24 * 3600);

@@ -12,6 +12,7 @@
 mod ask;
 mod checkpoints;
 mod plan;
+mod reading;
 mod transfers;
 
 use std::{
@@ -41,6 +42,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
+pub(super) use self::reading::Reading;
 use self::{
     ask::{answer, list},
     checkpoints::arrived,
@@ -106,7 +108,9 @@ pub(super) struct Drive {
     pub(super) commands: mpsc::Receiver<UserCommand>,
     /// The session.
     pub(super) session: SessionId,
-    /// The job to submit, or …
+    /// The package of the job to submit, as long as it is being read; …
+    pub(super) reading: Option<Reading>,
+    /// … the job to submit, or …
     pub(super) submission: Option<Submission>,
     /// … which job of the worker is meant.
     pub(super) wanted: Option<String>,
@@ -149,6 +153,8 @@ pub(super) struct Known {
     moved: Option<Instant>,
     /// When the worker was last heard, while there is no link.
     last_heard: Option<SystemTime>,
+    /// When the job was submitted first.
+    submitted: Option<Instant>,
 }
 
 impl Drive {
@@ -159,6 +165,7 @@ impl Drive {
             events,
             commands: mpsc::channel(1).1,
             session: hex(&seal::random::<16>()?).parse()?,
+            reading: None,
             submission: None,
             wanted: None,
             until,
@@ -175,17 +182,7 @@ impl Drive {
     /// Runs to the end.
     pub(super) async fn run(mut self) -> Result<End, Failure> {
         loop {
-            let linking = self.connector.link(&self.events);
-            let link = tokio::select! {
-                link = linking => link?,
-                Some(command) = self.commands.recv() => match command {
-                    UserCommand::Detach => return self.detach().await,
-                    other => {
-                        self.queue(other)?;
-                        continue;
-                    }
-                },
-            };
+            let Some(link) = self.link().await? else { return self.detach().await };
             let mut talk = Conversation::start(link, self.connector.options(), self.connections);
             let mut transfers = Transfers::new();
             let result = self.converse(&mut talk, &mut transfers).await;
@@ -209,9 +206,8 @@ impl Drive {
 
     async fn converse(&mut self, talk: &mut Conversation, transfers: &mut Transfers) -> Result<End, Failure> {
         self.hello(talk).await?;
-        if self.submission.is_some() && !self.known.uploaded {
-            // While the worker looks at the submission, the first connection for it is opened.
-            talk.keep_bulk(1);
+        if let Some(end) = self.read_package(talk).await? {
+            return Ok(end);
         }
         match self.begin(talk).await? {
             Some(end) => return Ok(end),
@@ -237,7 +233,7 @@ impl Drive {
                 Some(command) = self.commands.recv() => match command {
                     UserCommand::Detach => return self.detach().await,
                     other => {
-                        self.queue(other)?;
+                        self.pending.extend(pending_command(other)?);
                         self.send_pending(talk).await?;
                     }
                 },
@@ -284,7 +280,7 @@ impl Drive {
             ));
         }
         self.connector.welcomed();
-        let needs_submit = self.submission.is_some() || self.until == Until::Applied || self.fetch.is_some();
+        let needs_submit = self.submits() || self.until == Until::Applied || self.fetch.is_some();
         if needs_submit && grant == Grant::Watch {
             return Err(Failure::new(Code::Forbidden, "this invite only lets you watch; ask for the worker's submit invite"));
         }
@@ -304,8 +300,8 @@ impl Drive {
             );
             self.tell(Event::Notice { message }).await;
         }
-        if self.submission.is_some() && !self.known.uploaded {
-            // A bulk connection takes a moment: begun now, it is there when the worker says what it lacks.
+        if self.submits() && !self.known.uploaded {
+            // A bulk connection takes a moment: begun now, it is there when the package is read and the worker says what it lacks.
             let _ = talk.pool();
         }
         Ok(())
@@ -360,6 +356,7 @@ impl Drive {
         self.next_attempt(talk).await?;
         let submission = self.submission.as_ref().expect("asked above");
         let (spec, manifest) = (submission.spec.clone(), submission.summary);
+        self.known.submitted.get_or_insert_with(Instant::now);
         talk.tell(ToWorker::Submit(Submit { req: SUBMIT, spec, manifest, plan: false })).await?;
         let Accepted { status, known, .. } = answer(talk, |message| match message {
             ToClient::Accepted(accepted) => Some(Ok(accepted)),
@@ -486,16 +483,6 @@ impl Drive {
         Ok(())
     }
 
-    fn queue(&mut self, command: UserCommand) -> Result<(), Failure> {
-        let command = match command {
-            UserCommand::Stop => Command::Stop,
-            UserCommand::Cancel => Command::Cancel,
-            UserCommand::Detach => return Ok(()),
-        };
-        self.pending.push((command_id()?, command));
-        Ok(())
-    }
-
     async fn send_pending(&self, talk: &Conversation) -> Result<(), Failure> {
         let job = self.job()?;
         for (id, command) in &self.pending {
@@ -530,7 +517,7 @@ impl Drive {
                 if self.fetch.is_some() && status.results.is_some() && !self.known.saved {
                     return None;
                 }
-                let elapsed_ms = self.began.elapsed().as_millis() as u64;
+                let elapsed_ms = self.known.submitted.unwrap_or(self.began).elapsed().as_millis() as u64;
                 self.tell(Event::Finished { job: job.clone(), outcome, message: message.clone(), elapsed_ms }).await;
                 Some(End::Finished { job, outcome, message })
             }
@@ -545,6 +532,16 @@ impl Drive {
         // Whoever shows events may be gone (a closed pipe): the work goes on.
         let _ = self.events.send(event).await;
     }
+}
+
+/// What the user asks of the job, with an id of its own; none for what is no command to it.
+fn pending_command(command: UserCommand) -> Result<Option<(CommandId, Command)>, Failure> {
+    let command = match command {
+        UserCommand::Stop => Command::Stop,
+        UserCommand::Cancel => Command::Cancel,
+        UserCommand::Detach => return Ok(None),
+    };
+    Ok(Some((command_id()?, command)))
 }
 
 /// A fresh command id.

@@ -1,31 +1,19 @@
 //! Everything that needs a worker: connecting, submitting, following, controlling, fetching.
 
-use std::{path::PathBuf, sync::Arc};
+use std::path::PathBuf;
 
-use shared::{
-    domain::{
-        error::{Code, Failure},
-        job::Command,
-        transfer::Places,
-    },
-    runtime::files::{ScanCache, Source},
-};
+use shared::domain::{error::Failure, job::Command};
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     connect::Connector,
-    drive::{self, Drive, Submission, Until},
+    drive::{self, Drive, Reading, Until},
 };
 use crate::domain::{
     checkpoints::Checkpoints,
     event::Event,
     order::{End, FetchTo, Remote, TrainRequest, UserCommand},
-    submission::{Package, PackageInput},
 };
-
-/// Bytes between two reports while a package is read.
-const SCAN_REPORT: u64 = 16 << 20;
 
 /// Submits a package and follows its job to the end.
 ///
@@ -38,9 +26,9 @@ pub async fn train(
     commands: mpsc::Receiver<UserCommand>,
 ) -> Result<End, Failure> {
     let TrainRequest { package, output, overwrite, again, detach, fetch, checkpoints } = request;
-    let submission = prepare(package, again, remote.config_dir.join("scans"), &events).await?;
+    let reading = Reading::start(package, again, remote.config_dir.join("scans"), &events).await?;
     let mut drive = Drive::new(remote, if detach { Until::Uploaded } else { Until::Ended }, events)?;
-    drive.submission = Some(submission);
+    drive.reading = Some(reading);
     drive.fetch = fetch.then_some(FetchTo { output, overwrite });
     drive.checkpoints = Checkpoints::new(fetch && checkpoints && !detach);
     drive.commands = commands;
@@ -53,9 +41,9 @@ pub async fn train(
 /// As [`train`]; what the worker would refuse the package with.
 pub async fn plan(remote: &Remote, request: TrainRequest, events: mpsc::Sender<Event>) -> Result<End, Failure> {
     let TrainRequest { package, again, .. } = request;
-    let submission = prepare(package, again, remote.config_dir.join("scans"), &events).await?;
+    let reading = Reading::start(package, again, remote.config_dir.join("scans"), &events).await?;
     let mut drive = Drive::new(remote, Until::Planned, events)?;
-    drive.submission = Some(submission);
+    drive.reading = Some(reading);
     drive.run().await
 }
 
@@ -124,34 +112,4 @@ pub async fn workers(remote: &Remote, events: mpsc::Sender<Event>) -> Result<End
     let workers = Connector::new(remote)?.workers().await?;
     let _ = events.send(Event::Workers { workers }).await;
     Ok(End::Done)
-}
-
-/// Reads and hashes a package; one that was read before and has not changed is not read again.
-async fn prepare(package: Package, again: bool, scans: PathBuf, events: &mpsc::Sender<Event>) -> Result<Submission, Failure> {
-    let stop = CancellationToken::new();
-    let _stop_with_us = stop.clone().drop_guard();
-    let events = events.clone();
-    let reading = tokio::task::spawn_blocking(move || -> Result<Submission, Failure> {
-        let source = match package.input {
-            PackageInput::Folder(path) => Source::folder(&path)?,
-            PackageInput::Files(files) => Source::files(files)?,
-            PackageInput::Zip(path) => Source::zip(&path)?,
-        };
-        let source = if package.extra.is_empty() { source } else { source.and(Source::files(package.extra)?)? };
-        let source = Arc::new(source.with_cache(ScanCache::new(scans)));
-        let total = source.bytes();
-        let mut told = 0;
-        let mut progress = |bytes: u64| {
-            // Not for every chunk: a slow terminal must not slow down the reading.
-            if bytes - told >= SCAN_REPORT || bytes == total {
-                told = bytes;
-                let _ = events.try_send(Event::Scanning { bytes, total });
-            }
-        };
-        let manifest = Arc::new(source.scan(&mut progress, &stop)?);
-        let encoded = manifest.encode();
-        let summary = manifest.summary(&encoded);
-        Ok(Submission { source, encoded: encoded.into(), summary, places: Arc::new(Places::new(manifest)), spec: package.spec, again })
-    });
-    reading.await.map_err(|error| Failure::new(Code::Internal, format!("reading the package ended unexpectedly: {error}")))?
 }

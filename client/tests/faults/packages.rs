@@ -1,6 +1,10 @@
 //! Packages that cannot be trained, and what is left of them: nothing.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use crate::stack::{Plan, Said, Stack, Trainer, flies};
 
@@ -59,4 +63,19 @@ fn an_unknown_trainer_is_refused_with_the_ones_there_are() {
     let said = lab.0.run(&["train", zip.to_str().unwrap(), "--trainer", "nope", "--output", output.to_str().unwrap()]);
     said.refuses(3, &["nope", "sleap-nn"]);
     lab.left_nothing(&said);
+}
+
+#[test]
+fn a_damaged_package_is_refused_at_once_while_no_worker_is_there() {
+    let mut lab = Plan::new(Trainer::Lite).start();
+    drop(lab.worker.take());
+    let mut bytes = fs::read(flies("zip")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x55;
+    let zip = lab.home().join("damaged.zip");
+    fs::write(&zip, bytes).unwrap();
+    let began = Instant::now();
+    let said = lab.run(&["train", zip.to_str().unwrap(), "--output", lab.output().to_str().unwrap()]);
+    said.refuses(3, &["the zip is damaged"]);
+    assert!(began.elapsed() < Duration::from_secs(15), "an absent worker is waited for 20 s: {:?}", began.elapsed());
 }

@@ -7,15 +7,18 @@
 //!   bytes 4-7   transfer id, big endian
 //!   bytes 8-11  chunk index (kinds 1 and 3) or 0
 //!   bytes 12-15 offset of the piece in its chunk, compressed chunk, manifest or proof
-//!   bytes 16-   the piece, 1 to 65 520 bytes
+//!   bytes 16-   the piece, 1 to 65 520 bytes; of a chunk, to a receiver that says so, up to 262 128
 //! ```
 
 use super::error::{Code, Failure};
 
 /// Length of the header.
 pub const HEADER: usize = 16;
-/// The longest piece; with the header exactly 64 KiB, the message size at which the transport is fastest.
-pub const MAX_PIECE: usize = 64 * 1024 - HEADER;
+/// The longest piece that every receiver takes; with the header exactly 64 KiB.
+pub const PIECE: usize = 64 * 1024 - HEADER;
+/// The longest piece of all; with the header exactly as long as a message may be. Nearly every chunk is one such piece, which costs the
+/// transport and both ends less than several.
+pub const MAX_PIECE: usize = 256 * 1024 - HEADER;
 
 /// What a piece belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -566,6 +566,9 @@ payloads! {
         /// Whether chunks may come compressed (Zstandard).
         #[serde(default)]
         zstd: bool,
+        /// The longest piece of a chunk that it takes, in bytes; less than 65 520 (or nothing) means that.
+        #[serde(default)]
+        piece: u32,
     }
     /// Which chunks the sender shall prove that it has, before it is told what is needed: pieces of one bitmap, in order. The answer
     /// is proof frames on a bulk connection.

@@ -18,7 +18,7 @@ use shared::{
         invite::{Grant, Invite},
         message::WorkerInfo,
         network::Network,
-        signal::{IceServer, Metadata, Role, SignIn, ToPeer, ToServer},
+        signal::{Metadata, Role, SignIn, ToPeer, ToServer},
     },
     runtime::{
         identity::Identity,

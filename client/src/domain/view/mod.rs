@@ -33,6 +33,8 @@ use super::{event::Event, format, plan::Plan, rate::Rate, select};
 const CHECKPOINTS: [&str; 6] = [".ckpt", ".pt", ".pth", ".pkl", ".h5", ".keras"];
 /// How many failed tries in a row pass between two lines about them.
 const TRIES_BETWEEN_LINES: u32 = 5;
+/// What is done with a package before it is sent.
+const READING: &str = "reading";
 /// More steps than any package has: what is saved of those beyond them is not repeated at the end.
 const MAX_CHECKPOINTS: usize = 256;
 /// How many steps of commands are remembered, so that none is shown twice.
@@ -128,9 +130,13 @@ impl View {
     /// Takes an event that came at `now` (since any fixed start); gives the lines that stay.
     pub fn handle(&mut self, now: Duration, event: &Event) -> Vec<Line> {
         match event {
-            Event::Scanning { bytes, total } => self.transferring(now, "reading", *bytes, *total),
-            Event::Connecting { server, attempt, .. } => {
+            Event::Scanning { bytes, total } if bytes >= total => {
                 self.transfer = None;
+                vec![]
+            }
+            Event::Scanning { bytes, total } => self.transferring(now, READING, *bytes, *total),
+            Event::Connecting { server, attempt, .. } => {
+                self.interrupt();
                 self.connecting = Some((server.clone(), *attempt));
                 vec![]
             }
@@ -301,8 +307,13 @@ impl View {
         vec![Line::plain(format!("connected to {} in {}{route}{again}{watch}; {gpus}", worker.name, format::millis(elapsed_ms)))]
     }
 
+    /// What goes over a connection is under way no longer; a package is read beside that.
+    fn interrupt(&mut self) {
+        self.transfer = self.transfer.take().filter(|transfer| transfer.verb == READING);
+    }
+
     fn disconnected(&mut self, reason: &str, retry_in_ms: u64) -> Vec<Line> {
-        self.transfer = None;
+        self.interrupt();
         self.connecting = None;
         self.failed_tries = self.failed_tries.saturating_add(1);
         if self.failed_tries % TRIES_BETWEEN_LINES != 1 {

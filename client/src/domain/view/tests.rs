@@ -122,6 +122,22 @@ fn an_upload_says_route_plan_rate_and_end() {
 }
 
 #[test]
+fn a_package_is_read_beside_connecting() {
+    let mut shown = Shown::new();
+    let read = |bytes: u64| event(json!({"type": "scanning", "bytes": bytes, "total": 3_000_000}));
+    let [connecting, connected, ..] = &upload()[..] else { panic!("an upload begins with a connection") };
+    shown.see([read(0), connecting.clone(), read(1_000_000)]);
+    let live = shown.live();
+    assert!(live.len() == 2 && live[0].starts_with("connecting") && live[1].starts_with("reading 1.00 MB of 3.00 MB"), "{live:?}");
+    shown.see([connected.clone()]);
+    assert!(shown.live()[0].starts_with("reading 1.00 MB of 3.00 MB"), "{:?}", shown.live());
+    shown.see([event(json!({"type": "disconnected", "reason": "gone", "retry_in_ms": 0})), connecting.clone()]);
+    assert_eq!(shown.live().len(), 2, "it goes on without a connection");
+    shown.see([read(3_000_000)]);
+    assert_eq!(shown.live(), ["connecting through http://h:8001"]);
+}
+
+#[test]
 fn an_upload_to_a_worker_met_before_says_when_it_will_be_there() {
     let mut shown = Shown::new();
     shown

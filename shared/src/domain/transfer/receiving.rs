@@ -6,7 +6,9 @@
 //!      └──────────────── damaged on disk ──────────────────┘
 //! ```
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, mem, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
 
 use super::{ChunkSet, Places, Progress};
 use crate::domain::{
@@ -30,7 +32,7 @@ pub struct WholeChunk {
     /// Where it belongs.
     pub place: ChunkPlace,
     /// It.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
 }
 
 impl std::fmt::Debug for WholeChunk {
@@ -63,7 +65,37 @@ struct Assembly {
     len: u32,
     received: u32,
     /// Empty for a chunk that is here already.
-    bytes: Vec<u8>,
+    bytes: Content,
+}
+
+/// The pieces of a chunk so far.
+#[derive(Debug)]
+enum Content {
+    /// As it came: nothing is copied where it is all.
+    One(Bytes),
+    Several(BytesMut),
+}
+
+impl Content {
+    fn push(&mut self, piece: Bytes, len: usize) {
+        match self {
+            Content::One(none) if none.is_empty() => *none = piece,
+            Content::One(first) => {
+                let mut several = BytesMut::with_capacity(len);
+                several.extend_from_slice(first);
+                several.extend_from_slice(&piece);
+                *self = Content::Several(several);
+            }
+            Content::Several(several) => several.extend_from_slice(&piece),
+        }
+    }
+
+    fn whole(&mut self) -> Bytes {
+        match mem::replace(self, Content::One(Bytes::new())) {
+            Content::One(bytes) => bytes,
+            Content::Several(bytes) => bytes.freeze(),
+        }
+    }
 }
 
 /// Which chunks are missing, and the chunks that are just arriving.
@@ -108,7 +140,7 @@ impl Receiving {
     /// # Errors
     /// [`Code::InvalidRequest`] for a piece that was not asked for, is out of order or out of bounds; [`Code::NotAuthentic`]
     /// when too many chunks were damaged. The transfer is over then.
-    pub fn accept_piece(&mut self, connection: u32, header: FrameHeader, piece: &[u8]) -> Result<Accepted, Failure> {
+    pub fn accept_piece(&mut self, connection: u32, header: FrameHeader, piece: Bytes) -> Result<Accepted, Failure> {
         let (index, compressed) = match header.kind {
             FrameKind::Chunk(index) => (index, None),
             FrameKind::Compressed { index, len } => (index, Some(len)),
@@ -124,8 +156,7 @@ impl Receiving {
             return Err(refused("it is out of order or out of bounds"));
         }
         if self.missing.contains(index) {
-            assembly.bytes.reserve_exact((assembly.len as usize).saturating_sub(assembly.bytes.len()));
-            assembly.bytes.extend_from_slice(piece);
+            assembly.bytes.push(piece, assembly.len as usize);
         }
         assembly.received = received as u32;
         if assembly.received < assembly.len {
@@ -188,11 +219,12 @@ impl Receiving {
         if compressed.is_some_and(|len| len == 0 || len >= place.chunk.len) {
             return Err(refused("compressed, it would not be shorter"));
         }
-        Ok(Assembly { index, place, len, received: 0, bytes: Vec::new() })
+        Ok(Assembly { index, place, len, received: 0, bytes: Content::One(Bytes::new()) })
     }
 
     fn complete(&mut self, assembly: Assembly) -> Result<Accepted, Failure> {
-        let Assembly { index, place, len, bytes, .. } = assembly;
+        let Assembly { index, place, len, mut bytes, .. } = assembly;
+        let bytes = bytes.whole();
         // It may have arrived on another connection while this one was bringing it, or been lost while this copy was skipped.
         if !self.missing.contains(index) || bytes.len() != len as usize {
             return Ok(if self.missing.contains(index) { Accepted::Corrupt(index) } else { Accepted::Known(index) });

@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
 use crate::domain::{
-    error::Code,
+    error::{Code, Failure},
     frame::{FrameHeader, FrameKind},
     manifest::{Chunk, Entry, Hash, MAX_CHUNK},
 };
@@ -32,6 +33,10 @@ fn places(files: &[Vec<u32>]) -> Arc<Places> {
         })
         .collect();
     Arc::new(Places::new(Arc::new(Manifest::new(entries).unwrap())))
+}
+
+fn accept(receiving: &mut Receiving, connection: u32, header: FrameHeader, piece: &[u8]) -> Result<Accepted, Failure> {
+    receiving.accept_piece(connection, header, Bytes::copy_from_slice(piece))
 }
 
 fn piece(index: u32, offset: u32) -> FrameHeader {
@@ -83,23 +88,23 @@ fn pieces_that_nobody_asked_for_are_refused() {
     let mut present = ChunkSet::new(2);
     present.insert(0);
     let fails =
-        |header: FrameHeader, piece: &[u8]| Receiving::new(places.clone(), &present).accept_piece(0, header, piece).unwrap_err().code;
+        |header: FrameHeader, piece: &[u8]| accept(&mut Receiving::new(places.clone(), &present), 0, header, piece).unwrap_err().code;
     for (index, offset, bytes) in [(0, 0, 10), (2, 0, 10), (1, 0, 11), (1, 5, 5), (1, 0, 0)] {
         assert_eq!(fails(piece(index, offset), &vec![1; bytes]), Code::InvalidRequest, "{index} {offset} {bytes}");
     }
     let manifest = FrameHeader { kind: FrameKind::Manifest, ..piece(0, 0) };
     assert_eq!(fails(manifest, &[1]), Code::InvalidRequest);
     let mut receiving = Receiving::new(places.clone(), &ChunkSet::new(2));
-    assert_eq!(receiving.accept_piece(0, piece(0, 0), &[0; 4]).unwrap(), Accepted::More);
-    assert!(receiving.accept_piece(0, piece(1, 0), &[1; 4]).is_err());
+    assert_eq!(accept(&mut receiving, 0, piece(0, 0), &[0; 4]).unwrap(), Accepted::More);
+    assert!(accept(&mut receiving, 0, piece(1, 0), &[1; 4]).is_err());
 }
 
 #[test]
 fn three_damaged_chunks_end_it_and_many_good_ones_forgive() {
     let places = places(&[vec![1; 3000]]);
     let mut receiving = Receiving::new(places.clone(), &ChunkSet::new(3000));
-    let good = |receiving: &mut Receiving, index: u32| receiving.accept_piece(0, piece(index, 0), &content(index, 1));
-    let bad = |receiving: &mut Receiving, index: u32| receiving.accept_piece(0, piece(index, 0), &[index as u8 ^ 1]);
+    let good = |receiving: &mut Receiving, index: u32| accept(receiving, 0, piece(index, 0), &content(index, 1));
+    let bad = |receiving: &mut Receiving, index: u32| accept(receiving, 0, piece(index, 0), &[index as u8 ^ 1]);
     for index in 0..3000 {
         if index % 1200 == 0 {
             assert_eq!(bad(&mut receiving, index).unwrap(), Accepted::Corrupt(index));
@@ -118,15 +123,15 @@ fn a_compressed_chunk_counts_once_it_is_decompressed_and_has_its_hash() {
     let mut receiving = Receiving::new(places, &ChunkSet::new(2));
     let header = |index, len, offset| FrameHeader { kind: FrameKind::Compressed { index, len }, ..piece(0, offset) };
     for len in [0, 10, 11] {
-        assert_eq!(receiving.accept_piece(0, header(0, len, 0), &[9; 1]).unwrap_err().code, Code::InvalidRequest, "{len}");
+        assert_eq!(accept(&mut receiving, 0, header(0, len, 0), &[9; 1]).unwrap_err().code, Code::InvalidRequest, "{len}");
     }
-    assert_eq!(receiving.accept_piece(0, header(0, 3, 0), &[9; 2]).unwrap(), Accepted::More);
-    assert!(receiving.accept_piece(0, header(0, 4, 2), &[9; 1]).is_err(), "it has become longer");
-    assert_eq!(receiving.accept_piece(1, header(0, 3, 0), &[9; 2]).unwrap(), Accepted::More);
-    let Accepted::Compressed(chunk) = receiving.accept_piece(1, header(0, 3, 2), &[9; 1]).unwrap() else { panic!("it is whole") };
+    assert_eq!(accept(&mut receiving, 0, header(0, 3, 0), &[9; 2]).unwrap(), Accepted::More);
+    assert!(accept(&mut receiving, 0, header(0, 4, 2), &[9; 1]).is_err(), "it has become longer");
+    assert_eq!(accept(&mut receiving, 1, header(0, 3, 0), &[9; 2]).unwrap(), Accepted::More);
+    let Accepted::Compressed(chunk) = accept(&mut receiving, 1, header(0, 3, 2), &[9; 1]).unwrap() else { panic!("it is whole") };
     assert_eq!((chunk.index, &chunk.bytes[..]), (0, &[9; 3][..]));
-    assert_eq!(receiving.accept_decompressed(WholeChunk { bytes: Vec::new(), ..chunk.clone() }).unwrap(), Accepted::Corrupt(0));
-    let whole = WholeChunk { bytes: content(0, 10), ..chunk };
+    assert_eq!(receiving.accept_decompressed(WholeChunk { bytes: Bytes::new(), ..chunk.clone() }).unwrap(), Accepted::Corrupt(0));
+    let whole = WholeChunk { bytes: content(0, 10).into(), ..chunk };
     assert_eq!(receiving.accept_decompressed(whole.clone()).unwrap(), Accepted::Whole(whole.clone()));
     assert_eq!(receiving.accept_decompressed(whole).unwrap(), Accepted::Known(0));
 }
@@ -141,7 +146,7 @@ fn what_was_damaged_on_disk_travels_again() {
     for expected in [1, 0] {
         let Next::Chunk(index, place) = sending.next(0) else { panic!("a chunk is due") };
         assert_eq!(index, expected);
-        let whole = receiving.accept_piece(0, piece(index, 0), &content(index, place.chunk.len)).unwrap();
+        let whole = accept(&mut receiving, 0, piece(index, 0), &content(index, place.chunk.len)).unwrap();
         assert!(matches!(whole, Accepted::Whole(chunk) if chunk.index == index));
         assert!(!receiving.is_stored(index));
         assert!(receiving.stored(index) && !receiving.stored(index));
@@ -235,7 +240,7 @@ impl Pair {
             piece[0] ^= 1;
             self.damages += 1;
         }
-        match self.receiving.accept_piece(connection, header, &piece) {
+        match accept(&mut self.receiving, connection, header, &piece) {
             Ok(Accepted::Whole(chunk)) => self.unsynced.push(chunk.index),
             Ok(Accepted::Corrupt(index)) => {
                 // Over the control channel, behind the acks that are under way.
@@ -355,7 +360,7 @@ proptest! {
     fn any_piece_is_taken_or_refused(index in 0u32..6, offset in 0u32..30, len in 0usize..30, connection in 0u32..3) {
         let mut receiving = Receiving::new(places(&[vec![20, 20], vec![1]]), &ChunkSet::new(3));
         for _ in 0..3 {
-            let _ = receiving.accept_piece(connection, piece(index, offset), &vec![7; len]);
+            let _ = accept(&mut receiving, connection, piece(index, offset), &vec![7; len]);
         }
     }
 

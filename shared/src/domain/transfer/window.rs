@@ -21,7 +21,7 @@ use std::{
 const FIRST: f64 = 65536.0;
 const LEAST: f64 = 16384.0;
 /// The longest and the shortest piece that is sent at once, in bytes.
-const MAX_PIECE: f64 = 65536.0;
+const MAX_PIECE: f64 = 262144.0;
 const MIN_PIECE: f64 = 4096.0;
 /// Seconds that may pass until somebody looks again and refills the path; what it carries meanwhile is under way in addition. On a short path
 /// there is nothing else that would bridge the moments in which a busy machine does something else: up to so many seconds and bytes there.

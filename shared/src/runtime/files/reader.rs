@@ -7,6 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use rustix::{buffer::spare_capacity, io::Errno};
+
 use super::{Origin, Source, Stamp, archive::EntryReader, failed};
 use crate::domain::{
     error::{Code, Failure},
@@ -47,21 +49,21 @@ impl ChunkReader {
         &self.manifest
     }
 
-    /// Fills the pieces, one after the other, with a chunk's bytes; together they are as long as the chunk.
+    /// Appends a chunk's bytes.
     ///
     /// A file whose stamp is still that of the scan is taken at its word, for the receiver checks each chunk's hash anyway; with
     /// `check`, or where the stamp says nothing, the hash is checked here.
     ///
     /// # Errors
     /// [`Code::BadFile`] when the file cannot be read, or is no longer what the scan saw.
-    pub fn read(&mut self, place: ChunkPlace, pieces: &mut [&mut [u8]], check: bool) -> Result<(), Failure> {
-        debug_assert_eq!(pieces.iter().map(|piece| piece.len()).sum::<usize>(), place.chunk.len as usize);
+    pub fn read(&mut self, place: ChunkPlace, into: &mut Vec<u8>, check: bool) -> Result<(), Failure> {
+        let start = into.len();
         let source = self.source.clone();
         let Some(item) = source.items.get(place.entry) else {
             return Err(Failure::new(Code::Internal, "the list of files belongs to another source"));
         };
-        match self.read_at(place, pieces) {
-            Ok(unchanged) if (unchanged && !check) || hash_of(pieces) == place.chunk.hash => Ok(()),
+        match self.read_at(place, into) {
+            Ok(unchanged) if (unchanged && !check) || Hash::of(&into[start..]) == place.chunk.hash => Ok(()),
             // Damage in a zip was excluded by the scan, so it is a change as well.
             Err(error) if !matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData) => {
                 self.open = None;
@@ -78,7 +80,7 @@ impl ChunkReader {
     }
 
     /// Whether the file is certainly what it was.
-    fn read_at(&mut self, place: ChunkPlace, pieces: &mut [&mut [u8]]) -> io::Result<bool> {
+    fn read_at(&mut self, place: ChunkPlace, into: &mut Vec<u8>) -> io::Result<bool> {
         let item = &self.source.items[place.entry];
         let open = match self.open.take() {
             Some((entry, Open::File(file))) if entry == place.entry => Open::File(file),
@@ -88,13 +90,10 @@ impl ChunkReader {
                 _ => Open::File(item.open_file()?),
             },
         };
-        let mut offset = place.offset;
+        let len = place.chunk.len as usize;
         let (open, unchanged) = match open {
             Open::File(file) => {
-                for piece in pieces {
-                    file.read_exact_at(piece, offset)?;
-                    offset += piece.len() as u64;
-                }
+                append(&file, place.offset, len, into)?;
                 let unchanged = Stamp::of(&file.metadata()?) == item.stamp;
                 (Open::File(file), unchanged)
             }
@@ -103,11 +102,10 @@ impl ChunkReader {
                 if io::copy(&mut reader.by_ref().take(gap), &mut io::sink())? != gap {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                for piece in pieces {
-                    reader.read_exact(piece)?;
-                    offset += piece.len() as u64;
+                if reader.by_ref().take(len as u64).read_to_end(into)? != len {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                (Open::Zipped(reader, offset), false)
+                (Open::Zipped(reader, place.offset + len as u64), false)
             }
         };
         self.open = Some((place.entry, open));
@@ -115,12 +113,24 @@ impl ChunkReader {
     }
 }
 
-fn hash_of(pieces: &[&mut [u8]]) -> Hash {
-    let mut hasher = blake3::Hasher::new();
-    for piece in pieces {
-        hasher.update(piece);
+/// Appends so many bytes of a file. A buffer that has room for just these is not cleared first.
+fn append(file: &File, mut offset: u64, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
+    let end = into.len() + len;
+    into.reserve_exact(len);
+    if into.capacity() != end {
+        let start = into.len();
+        into.resize(end, 0);
+        return file.read_exact_at(&mut into[start..], offset);
     }
-    Hash(*hasher.finalize().as_bytes())
+    while into.len() < end {
+        match rustix::io::pread(file, spare_capacity(into), offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => offset += read as u64,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 impl std::fmt::Debug for ChunkReader {

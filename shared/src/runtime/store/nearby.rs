@@ -5,6 +5,7 @@
 
 use std::{fs, io, path::Path};
 
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::{partial::Partial, verify::ChunkFiles};
@@ -54,7 +55,7 @@ fn from_one(partial: &Partial, root: Root, manifest: &Manifest, cancel: &Cancell
         for &(_, index) in takers {
             let Some(own) = places.get(index).filter(|own| own.chunk.len == place.chunk.len) else { continue };
             let Ok(Some(bytes)) = files.read(&place) else { break };
-            partial.write(&WholeChunk { index, place: own, bytes: bytes.to_vec() })?;
+            partial.write(&WholeChunk { index, place: own, bytes: Bytes::copy_from_slice(bytes) })?;
             uncommitted += u64::from(own.chunk.len);
         }
         if uncommitted >= COMMIT_EVERY {

@@ -7,6 +7,7 @@
 
 use std::fs;
 
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -104,7 +105,7 @@ fn from_one(
         }
         looked(u64::from(place.chunk.len));
         let Ok(Some(bytes)) = files.read(&place) else { continue };
-        let bytes = bytes.to_vec();
+        let bytes = Bytes::copy_from_slice(bytes);
         for &(_, index) in takers {
             let Some(place) = partial.places().get(index).filter(|own| own.chunk.len == place.chunk.len) else { continue };
             partial.write(&WholeChunk { index, place, bytes: bytes.clone() })?;

@@ -13,6 +13,7 @@
 
 use std::{hint::black_box, io, sync::Arc, thread};
 
+use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -157,7 +158,7 @@ impl Shared {
             let Some(own) = partial.places().get(*index) else { continue };
             match self.read(*index, own.chunk.len, &mut files) {
                 Some(bytes) if key.proves(tag, bytes) => {
-                    partial.write(&WholeChunk { index: *index, place: own, bytes: bytes.to_vec() })?;
+                    partial.write(&WholeChunk { index: *index, place: own, bytes: Bytes::copy_from_slice(bytes) })?;
                 }
                 Some(_) => {}
                 None => {

@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::{
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     domain::{
         error::Code,
-        frame::{FrameHeader, FrameKind, MAX_PIECE},
+        frame::{FrameHeader, FrameKind, PIECE},
         manifest::{Chunk, Entry, Manifest},
         transfer::{Accepted, ChunkSet, Next, Places, Receiving, Sending, WholeChunk, WholeManifest, ranges_of},
     },
@@ -48,9 +49,9 @@ impl Package {
 
     pub(super) fn chunk(&self, index: u32) -> WholeChunk {
         let place = self.places.get(index).unwrap();
-        let mut bytes = vec![0; place.chunk.len as usize];
-        self.source.reader(self.places.manifest().clone()).unwrap().read(place, &mut [&mut bytes], true).unwrap();
-        WholeChunk { index, place, bytes }
+        let mut bytes = Vec::new();
+        self.source.reader(self.places.manifest().clone()).unwrap().read(place, &mut bytes, true).unwrap();
+        WholeChunk { index, place, bytes: bytes.into() }
     }
 
     fn len(&self) -> u32 {
@@ -246,6 +247,24 @@ fn damage_on_the_disk_is_found_and_only_that_chunk_travels_again() {
 }
 
 #[test]
+fn files_whose_names_a_power_cut_has_lost_are_made_again() {
+    let (_dir, store) = store();
+    let package = frames(31);
+    let first = partial(store.begin("ann", &package.summary), &package);
+    first.make_files().unwrap();
+    first.write(&package.chunk(0)).unwrap();
+    first.sync().unwrap();
+    // Nothing has been acknowledged of it.
+    fs::remove_file(first.home().join("files/more/frames.slp")).unwrap();
+    drop(first);
+    let Begun::Known(second) = store.begin("ann", &package.summary).unwrap() else { panic!("its list is here") };
+    assert!(second.present().iter().eq([0]));
+    second.make_files().unwrap();
+    fill(&second, &package);
+    check(whole(&second).path(), &package);
+}
+
+#[test]
 fn a_damaged_list_of_files_is_sent_again_and_what_was_received_stays() {
     let (_dir, store) = store();
     let package = frames(30);
@@ -254,8 +273,8 @@ fn a_damaged_list_of_files_is_sent_again_and_what_was_received_stays() {
     first.write(&package.chunk(2)).unwrap();
     first.sync().unwrap();
     damage(&first.home().join("manifest"));
-    // And somebody appended to a file.
-    let longer = [fs::read(first.home().join("files/config.yaml")).unwrap(), vec![0; 100]].concat();
+    // And a file is longer than it can be.
+    let longer = [fs::read(first.home().join("files/config.yaml")).unwrap_or_default(), vec![0; 1 << 20]].concat();
     fs::write(first.home().join("files/config.yaml"), longer).unwrap();
     drop(first);
     let Begun::New(announced) = store.begin("ann", &package.summary).unwrap() else { panic!("the list is damaged") };
@@ -371,7 +390,7 @@ fn another_manifest_than_the_announced_one_is_refused() {
     assert_eq!(announced.accept(other.whole.clone()).unwrap_err().code, Code::BadPackage);
     let partial = partial(store.begin("ann", &package.summary), &package);
     assert_eq!(partial.write(&WholeChunk { index: 99, ..package.chunk(0) }).unwrap_err().code, Code::InvalidRequest);
-    assert_eq!(partial.write(&WholeChunk { bytes: vec![1], ..package.chunk(0) }).unwrap_err().code, Code::InvalidRequest);
+    assert_eq!(partial.write(&WholeChunk { bytes: vec![1].into(), ..package.chunk(0) }).unwrap_err().code, Code::InvalidRequest);
 }
 
 #[test]
@@ -670,11 +689,12 @@ fn a_transfer_survives_the_receivers_death_again_and_again() {
             let connection = dice.roll(3) as u32;
             match sending.next(connection) {
                 Next::Chunk(index, place) => {
-                    buf.resize(place.chunk.len as usize, 0);
-                    reader.read(place, &mut [&mut buf], false).unwrap();
+                    buf.clear();
+                    reader.read(place, &mut buf, false).unwrap();
                     sent += buf.len() as u64;
-                    for (at, piece) in buf.chunks(MAX_PIECE).enumerate() {
-                        let header = FrameHeader { transfer: 1, kind: FrameKind::Chunk(index), offset: (at * MAX_PIECE) as u32 };
+                    for (at, piece) in buf.chunks(PIECE).enumerate() {
+                        let header = FrameHeader { transfer: 1, kind: FrameKind::Chunk(index), offset: (at * PIECE) as u32 };
+                        let piece = Bytes::copy_from_slice(piece);
                         if let Accepted::Whole(chunk) = receiving.accept_piece(connection, header, piece).unwrap() {
                             partial.write(&chunk).unwrap();
                         }

@@ -5,13 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{BufMut, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tokio::{runtime::Handle, sync::mpsc};
 
 use super::{ReadChunk, send::Pump};
 use crate::domain::{
     error::{Code, Failure},
-    frame::{FrameHeader, FrameKind, HEADER, MAX_PIECE},
+    frame::{FrameHeader, FrameKind, HEADER, PIECE},
     manifest::{ChunkPlace, MAX_CHUNK},
     message::TransferId,
     transfer::Compression,
@@ -22,10 +22,41 @@ const LEVEL: i32 = 1;
 /// So often the goodput is measured.
 const MEASURE: Duration = Duration::from_millis(500);
 
-/// A chunk that has been read: the frames that carry it.
+/// A chunk that has been read.
 pub(super) struct Ready {
     pub(super) index: u32,
-    pub(super) frames: Vec<BytesMut>,
+    pub(super) content: Content,
+}
+
+/// What belongs together, behind the header of its first piece.
+pub(super) struct Content {
+    pub(super) header: FrameHeader,
+    pub(super) frame: BytesMut,
+}
+
+impl Content {
+    /// With what is filled in, so many bytes.
+    fn with(
+        transfer: TransferId,
+        kind: FrameKind,
+        len: usize,
+        fill: impl FnOnce(&mut Vec<u8>) -> Result<(), Failure>,
+    ) -> Result<Self, Failure> {
+        let header = FrameHeader { transfer, kind, offset: 0 };
+        let mut frame = Vec::with_capacity(HEADER + len);
+        frame.extend_from_slice(&header.encode());
+        fill(&mut frame)?;
+        // By way of `Bytes`, nothing is copied.
+        Ok(Content { header, frame: Bytes::from(frame).into() })
+    }
+
+    /// These bytes.
+    fn of(header: FrameHeader, bytes: &[u8]) -> Self {
+        let mut frame = BytesMut::with_capacity(HEADER + bytes.len());
+        frame.extend_from_slice(&header.encode());
+        frame.extend_from_slice(bytes);
+        Content { header, frame }
+    }
 }
 
 /// Reads the chunks of one transfer, in the order in which they are to go.
@@ -65,11 +96,11 @@ impl Feeder {
                 Some(compressor) => compressor.read(self.transfer, index, place, check, &mut *self.reader, self.pump.acked())?,
                 None => None,
             };
-            let frames = match compressed {
-                Some(frames) => frames,
+            let content = match compressed {
+                Some(content) => content,
                 None => read_plain(self.transfer, index, place, check, &mut *self.reader)?,
             };
-            let handed_on = self.pump.stop.run_until_cancelled(self.ready.send(Ready { index, frames }));
+            let handed_on = self.pump.stop.run_until_cancelled(self.ready.send(Ready { index, content }));
             if !matches!(runtime.block_on(handed_on), Some(Ok(()))) {
                 break;
             }
@@ -78,42 +109,14 @@ impl Feeder {
     }
 }
 
-/// Reads a chunk straight into its frames.
-fn read_plain(
-    transfer: TransferId,
-    index: u32,
-    place: ChunkPlace,
-    check: bool,
-    reader: &mut dyn ReadChunk,
-) -> Result<Vec<BytesMut>, Failure> {
-    let kind = FrameKind::Chunk(index);
-    let mut frames: Vec<BytesMut> = pieces_of(place.chunk.len as usize)
-        .map(|(offset, len)| {
-            let mut frame = BytesMut::zeroed(HEADER + len);
-            frame[..HEADER].copy_from_slice(&FrameHeader { transfer, kind, offset: offset as u32 }.encode());
-            frame
-        })
-        .collect();
-    let mut pieces: Vec<&mut [u8]> = frames.iter_mut().map(|frame| &mut frame[HEADER..]).collect();
-    reader.read(place, &mut pieces, check)?;
-    Ok(frames)
+/// Reads a chunk straight into its frame.
+fn read_plain(transfer: TransferId, index: u32, place: ChunkPlace, check: bool, reader: &mut dyn ReadChunk) -> Result<Content, Failure> {
+    Content::with(transfer, FrameKind::Chunk(index), place.chunk.len as usize, |frame| reader.read(place, frame, check))
 }
 
-/// The frames that carry these bytes.
-pub(super) fn frames_of(transfer: TransferId, kind: FrameKind, bytes: &[u8]) -> Vec<BytesMut> {
-    pieces_of(bytes.len())
-        .map(|(offset, len)| {
-            let mut frame = BytesMut::with_capacity(HEADER + len);
-            frame.put_slice(&FrameHeader { transfer, kind, offset: offset as u32 }.encode());
-            frame.put_slice(&bytes[offset..offset + len]);
-            frame
-        })
-        .collect()
-}
-
-/// Offset and length of each piece of something that has so many bytes.
-fn pieces_of(len: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..len).step_by(MAX_PIECE).map(move |offset| (offset, MAX_PIECE.min(len - offset)))
+/// The frames that carry these bytes to any receiver.
+pub(super) fn frames_of(transfer: TransferId, kind: FrameKind, bytes: &[u8]) -> impl Iterator<Item = Content> {
+    bytes.chunks(PIECE).enumerate().map(move |(at, piece)| Content::of(FrameHeader { transfer, kind, offset: (at * PIECE) as u32 }, piece))
 }
 
 impl Compressor {
@@ -134,13 +137,13 @@ impl Compressor {
         check: bool,
         reader: &mut dyn ReadChunk,
         acked: u64,
-    ) -> Result<Option<Vec<BytesMut>>, Failure> {
+    ) -> Result<Option<Content>, Failure> {
         self.measure(acked);
         if !self.decision.compress_next() {
             return Ok(None);
         }
-        self.plain.resize(place.chunk.len as usize, 0);
-        reader.read(place, &mut [&mut self.plain], check)?;
+        self.plain.clear();
+        reader.read(place, &mut self.plain, check)?;
         let begun = Instant::now();
         // What does not become shorter does not fit, and that is an error.
         let room = self.plain.len() - 1;
@@ -148,8 +151,11 @@ impl Compressor {
         let len = compressed.as_ref().map_or(self.plain.len(), |&len| len);
         self.decision.handle_compressed(place.chunk.len, len as u32, begun.elapsed());
         Ok(Some(match compressed {
-            Ok(len) => frames_of(transfer, FrameKind::Compressed { index, len: len as u32 }, &self.compressed[..len]),
-            Err(_) => frames_of(transfer, FrameKind::Chunk(index), &self.plain),
+            Ok(len) => {
+                let kind = FrameKind::Compressed { index, len: len as u32 };
+                Content::of(FrameHeader { transfer, kind, offset: 0 }, &self.compressed[..len])
+            }
+            Err(_) => Content::of(FrameHeader { transfer, kind: FrameKind::Chunk(index), offset: 0 }, &self.plain),
         }))
     }
 
@@ -190,13 +196,8 @@ mod tests {
     struct Same(Vec<u8>);
 
     impl ReadChunk for Same {
-        fn read(&mut self, _: ChunkPlace, pieces: &mut [&mut [u8]], _: bool) -> Result<(), Failure> {
-            let mut rest = &self.0[..];
-            for piece in pieces {
-                let (bytes, after) = rest.split_at(piece.len());
-                piece.copy_from_slice(bytes);
-                rest = after;
-            }
+        fn read(&mut self, _: ChunkPlace, into: &mut Vec<u8>, _: bool) -> Result<(), Failure> {
+            into.extend_from_slice(&self.0);
             Ok(())
         }
 
@@ -209,23 +210,17 @@ mod tests {
         ChunkPlace { entry: 0, offset: 0, chunk: Chunk { hash: Hash::of(bytes), len: bytes.len() as u32 } }
     }
 
-    fn unframed(frames: &[BytesMut]) -> (FrameKind, Vec<u8>) {
-        let kind = FrameHeader::decode(&frames[0]).unwrap().0.kind;
-        let mut bytes = Vec::new();
-        for frame in frames {
-            let (header, piece) = FrameHeader::decode(frame).unwrap();
-            assert_eq!((header.kind, header.offset as usize), (kind, bytes.len()));
-            bytes.extend_from_slice(piece);
-        }
-        (kind, bytes)
+    fn unframed(content: Content) -> (FrameKind, Vec<u8>) {
+        let (header, bytes) = content.frame.split_at(HEADER);
+        assert_eq!((header, content.header.offset), (&content.header.encode()[..], 0));
+        (content.header.kind, bytes.to_vec())
     }
 
     #[test]
-    fn a_plain_chunk_is_cut_into_frames() {
+    fn a_plain_chunk_is_read_behind_its_header() {
         let bytes: Vec<u8> = (0..MAX_CHUNK).map(|n| (n / 7) as u8).collect();
-        let frames = read_plain(5, 3, place(&bytes), false, &mut Same(bytes.clone())).unwrap();
-        assert_eq!(frames.len(), 5);
-        assert!(unframed(&frames) == (FrameKind::Chunk(3), bytes));
+        let content = read_plain(5, 3, place(&bytes), false, &mut Same(bytes.clone())).unwrap();
+        assert!(unframed(content) == (FrameKind::Chunk(3), bytes));
     }
 
     #[test]
@@ -234,8 +229,8 @@ mod tests {
         let noise: Vec<u8> = crate::runtime::files::noise(1, 100_000);
         for (bytes, shrinks) in [(text, true), (noise, false), (vec![7], false)] {
             let mut compressor = Compressor::new().unwrap();
-            let frames = compressor.read(5, 3, place(&bytes), false, &mut Same(bytes.clone()), 0).unwrap().unwrap();
-            let (kind, carried) = unframed(&frames);
+            let content = compressor.read(5, 3, place(&bytes), false, &mut Same(bytes.clone()), 0).unwrap().unwrap();
+            let (kind, carried) = unframed(content);
             if shrinks {
                 assert_eq!(kind, FrameKind::Compressed { index: 3, len: carried.len() as u32 });
                 let mut decompressor = Decompressor::new().unwrap();

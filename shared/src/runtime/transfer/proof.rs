@@ -20,7 +20,7 @@ use super::{
 use crate::{
     domain::{
         error::{Code, Failure},
-        frame::{FrameHeader, FrameKind, HEADER, MAX_PIECE},
+        frame::{FrameHeader, FrameKind, HEADER, PIECE},
         id::Secret,
         manifest::Hash,
         message::{FileMeta, FileProve, Step, TransferId},
@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Tags in a frame.
-const GROUP: usize = MAX_PIECE / TAG;
+const GROUP: usize = PIECE / TAG;
 /// The most threads that read and hash.
 const MAX_THREADS: usize = 8;
 
@@ -173,8 +173,8 @@ fn tags_of(
             return Err(Failure::new(Code::NoConnection, "the proof is no longer wanted"));
         }
         let place = places.get(index).ok_or_else(out_of_order)?;
-        buffer.resize(place.chunk.len as usize, 0);
-        reader.read(place, &mut [&mut buffer], false)?;
+        buffer.clear();
+        reader.read(place, &mut buffer, false)?;
         tags.extend(key.tag(&buffer).0);
     }
     Ok(tags)

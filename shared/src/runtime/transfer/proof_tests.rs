@@ -65,12 +65,9 @@ struct Sender {
 }
 
 impl ReadChunk for Sender {
-    fn read(&mut self, place: ChunkPlace, pieces: &mut [&mut [u8]], _check: bool) -> Result<(), Failure> {
-        let mut start = place.offset as usize;
-        for piece in pieces {
-            piece.copy_from_slice(&self.sends[start..start + piece.len()]);
-            start += piece.len();
-        }
+    fn read(&mut self, place: ChunkPlace, into: &mut Vec<u8>, _check: bool) -> Result<(), Failure> {
+        let start = place.offset as usize;
+        into.extend_from_slice(&self.sends[start..start + place.chunk.len as usize]);
         Ok(())
     }
 

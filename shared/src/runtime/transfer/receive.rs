@@ -21,7 +21,7 @@ use super::{
 use crate::{
     domain::{
         error::{Code, Failure},
-        frame::{FrameHeader, FrameKind},
+        frame::{FrameHeader, FrameKind, HEADER, MAX_PIECE},
         message::{FileAck, FileEnd, FileMeta, FileNeed, FileReady, FileRefused, Step, TransferId},
         transfer::{Accepted, ChunkSet, ManifestAssembly, PIECE_CHUNKS, Progress, Receiving, WholeChunk, WholeManifest, ranges_of},
     },
@@ -54,7 +54,8 @@ pub async fn receive(
     let transfer = meta.transfer;
     let inbound = pool.route(transfer);
     let (end_tx, ends) = mpsc::channel(4);
-    let ready = FileReady { transfer, manifest_wanted: matches!(begun, Begun::New(_)), window: WINDOW, zstd: true };
+    let ready =
+        FileReady { transfer, manifest_wanted: matches!(begun, Begun::New(_)), window: WINDOW, zstd: true, piece: MAX_PIECE as u32 };
     tx.send(Step::Ready(ready)).await.map_err(|_| control_lost())?;
     let stop = CancellationToken::new();
     let _stop_with_us = stop.clone().drop_guard();
@@ -121,6 +122,8 @@ impl Writer {
         self.take_proofs(&partial)?;
         let mut receiving = Receiving::new(partial.places().clone(), &partial.present());
         self.ask_for(receiving.needed())?;
+        // While the sender reads the first chunks.
+        partial.make_files()?;
         self.progress.send_replace(receiving.progress());
         loop {
             self.fill(&partial, &mut receiving)?;
@@ -195,14 +198,14 @@ impl Writer {
         while !(receiving.is_complete() && ended) {
             match self.next(unsynced.due()) {
                 Input::Inbound(Inbound::Frame { connection, frame }) => {
-                    let (header, piece) = FrameHeader::decode(&frame)?;
+                    let (header, _) = FrameHeader::decode(&frame)?;
                     // It came again because its connection was lost, and had arrived all the same.
                     if matches!(header.kind, FrameKind::Manifest | FrameKind::Proof) {
                         continue;
                     }
-                    let mut accepted = receiving.accept_piece(connection, header, piece)?;
+                    let mut accepted = receiving.accept_piece(connection, header, frame.slice(HEADER..))?;
                     if let Accepted::Compressed(chunk) = accepted {
-                        let bytes = decompressor.decompress(&chunk.bytes, chunk.place.chunk.len);
+                        let bytes = decompressor.decompress(&chunk.bytes, chunk.place.chunk.len).into();
                         accepted = receiving.accept_decompressed(WholeChunk { bytes, ..chunk })?;
                     }
                     self.handle_accepted(accepted, partial, receiving, &mut unsynced)?;

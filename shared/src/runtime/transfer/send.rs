@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc, watch},
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     StepPort, control_lost,
-    feed::{Feeder, Ready, frames_of},
+    feed::{Content, Feeder, Ready, frames_of},
     flow::BUDGET,
     pool::{Connection, Pool},
     proof::Prover,
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     domain::{
         error::{Code, Failure},
-        frame::{FrameHeader, FrameKind, HEADER},
+        frame::{FrameKind, HEADER, MAX_PIECE, PIECE},
         id::{JobId, Secret},
         manifest::{ChunkPlace, Hash, ManifestSummary},
         message::{FileEnd, FileMeta, FileReady, FileRefused, Step, TransferId},
@@ -41,12 +41,11 @@ const READ_AHEAD: usize = 16;
 
 /// Reads the chunks of a package; blocking, and called from one thread at a time.
 pub trait ReadChunk: Send + 'static {
-    /// Fills the pieces, one after the other, with the chunk's bytes; together they are as long as it is. With `check`, its hash has
-    /// been checked.
+    /// Appends the chunk's bytes. With `check`, its hash has been checked.
     ///
     /// # Errors
     /// [`Code::BadFile`] when it cannot be read or is no longer what was announced.
-    fn read(&mut self, place: ChunkPlace, pieces: &mut [&mut [u8]], check: bool) -> Result<(), Failure>;
+    fn read(&mut self, place: ChunkPlace, into: &mut Vec<u8>, check: bool) -> Result<(), Failure>;
 
     /// Another reader of the same, for another thread.
     ///
@@ -56,8 +55,8 @@ pub trait ReadChunk: Send + 'static {
 }
 
 impl ReadChunk for ChunkReader {
-    fn read(&mut self, place: ChunkPlace, pieces: &mut [&mut [u8]], check: bool) -> Result<(), Failure> {
-        ChunkReader::read(self, place, pieces, check)
+    fn read(&mut self, place: ChunkPlace, into: &mut Vec<u8>, check: bool) -> Result<(), Failure> {
+        ChunkReader::read(self, place, into, check)
     }
 
     fn fork(&self) -> Result<Box<dyn ReadChunk>, Failure> {
@@ -168,20 +167,29 @@ async fn send_manifest(
     }
 }
 
-pub(super) async fn send_frames(connection: &Connection, frames: Vec<BytesMut>) -> Result<(), Failure> {
-    for mut frame in frames {
-        let mut room = connection.credit().await?;
-        // A narrow connection gets shorter pieces, so that control messages need not wait behind long ones.
-        while frame.len() - HEADER > room {
-            let (mut header, _) = FrameHeader::decode(&frame)?;
-            let rest = frame.split_off(HEADER + room);
-            header.offset += room as u32;
-            connection.send(std::mem::take(&mut frame)).await?;
-            frame = BytesMut::with_capacity(HEADER + rest.len());
-            frame.extend_from_slice(&header.encode());
-            frame.extend_from_slice(&rest);
-            room = connection.credit().await?;
-        }
+/// Sends what any receiver takes.
+pub(super) async fn send_frames(connection: &Connection, frames: impl IntoIterator<Item = Content>) -> Result<(), Failure> {
+    for content in frames {
+        send_content(connection, content, PIECE).await?;
+    }
+    Ok(())
+}
+
+/// Sends what belongs together: in one message where that may be so long, else in pieces that are as long as the connection wants them,
+/// so that control messages need not wait behind long ones on a narrow one.
+async fn send_content(connection: &Connection, content: Content, longest: usize) -> Result<(), Failure> {
+    let Content { mut header, mut frame } = content;
+    let room = connection.credit().await?.min(longest);
+    let mut rest = if frame.len() > HEADER + room { frame.split_off(HEADER + room) } else { BytesMut::new() };
+    connection.send(frame).await?;
+    header.offset += room as u32;
+    while !rest.is_empty() {
+        let room = connection.credit().await?.min(longest);
+        let piece = rest.split_to(room.min(rest.len()));
+        let mut frame = BytesMut::with_capacity(HEADER + piece.len());
+        frame.put_slice(&header.encode());
+        frame.put_slice(&piece);
+        header.offset += piece.len() as u32;
         connection.send(frame).await?;
     }
     Ok(())
@@ -194,6 +202,8 @@ pub(super) struct Pump {
     chunks: u32,
     /// Bytes that may be un-acked, where the path does not need more: what a crash can cost.
     window: u64,
+    /// How long the pieces of chunks may be, in bytes.
+    piece: usize,
     sending: Mutex<Sending>,
     /// Woken when an acknowledgement, a loss or a new wish may let the waiting feeder go on, or a connection that drains.
     more: Notify,
@@ -207,11 +217,11 @@ impl Pump {
     fn new(transfer: TransferId, places: Arc<Places>, needed: ChunkSet, ready: &FileReady) -> Result<(Self, mpsc::Sender<Ready>), Failure> {
         let chunks = places.len();
         let sending = Mutex::new(Sending::new(places, needed, ready.window)?);
-        let window = ready.window;
+        let (window, piece) = (ready.window, (ready.piece as usize).clamp(PIECE, MAX_PIECE));
         let (ready_tx, ready) = mpsc::channel(READ_AHEAD);
         let (more, stop) = Default::default();
         let ready = tokio::sync::Mutex::new(ready);
-        Ok((Pump { transfer, chunks, window, sending, more, ready, stop }, ready_tx))
+        Ok((Pump { transfer, chunks, window, piece, sending, more, ready, stop }, ready_tx))
     }
 
     /// The next chunk to read, and whether to check its hash; waits until there is one. `None`: the transfer has ended.
@@ -342,8 +352,10 @@ impl Pump {
                 () = connection.gone() => break,
                 chunk = async { self.ready.lock().await.recv().await } => chunk,
             };
-            let Some(Ready { index, frames }) = chunk else { return };
-            if self.decide(|sending| sending.given(index, connection.number)) && send_frames(&connection, frames).await.is_err() {
+            let Some(Ready { index, content }) = chunk else { return };
+            if self.decide(|sending| sending.given(index, connection.number))
+                && send_content(&connection, content, self.piece).await.is_err()
+            {
                 connection.lost.cancelled().await;
             }
         }

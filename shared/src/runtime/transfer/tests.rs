@@ -10,12 +10,13 @@ use super::*;
 use crate::{
     domain::{
         error::Code,
+        frame::HEADER,
         id::{PeerId, RoomId, Secret},
         invite::{Grant, Invite},
         manifest::{Chunk, ChunkPlace, Entry, Hash, Manifest},
-        message::FileRefused,
+        message::{FileAck, FileNeed, FileReady, FileRefused},
         signal::{ToPeer, ToServer},
-        transfer::{Places, Progress},
+        transfer::{ChunkSet, PIECE_CHUNKS, Places, Progress},
     },
     runtime::{
         identity::Identity,
@@ -187,12 +188,9 @@ fn package() -> (Vec<u8>, Manifest) {
 struct Memory(Arc<Vec<u8>>);
 
 impl ReadChunk for Memory {
-    fn read(&mut self, place: ChunkPlace, pieces: &mut [&mut [u8]], _check: bool) -> Result<(), Failure> {
-        let mut start = place.entry * (5 << 20) + place.offset as usize;
-        for piece in pieces {
-            piece.copy_from_slice(&self.0[start..start + piece.len()]);
-            start += piece.len();
-        }
+    fn read(&mut self, place: ChunkPlace, into: &mut Vec<u8>, _check: bool) -> Result<(), Failure> {
+        let start = place.entry * (5 << 20) + place.offset as usize;
+        into.extend_from_slice(&self.0[start..start + place.chunk.len as usize]);
         Ok(())
     }
 
@@ -267,6 +265,36 @@ async fn a_package_arrives_over_two_connections_and_never_twice() {
     let store = Store::open(dir.path(), None).unwrap();
     assert_eq!(transfer(&from, &to, &store).await.unwrap(), 8 << 20);
     assert_eq!(transfer(&from, &to, &store).await.unwrap(), 0);
+}
+
+/// An earlier receiver refuses longer ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_says_nothing_of_pieces_gets_short_ones() {
+    let mut room = Room::new(|message| message);
+    let (from, to, _client, _worker) = pools(&mut room, 1).await;
+    let (ours, mut theirs) = step_ports();
+    let mut inbound = to.route(1);
+    let (sent, outgoing) = (watch::Sender::new(Progress::default()), outgoing());
+    let (chunks, bytes) = (outgoing.places.len(), outgoing.summary.bytes as usize);
+    let receiving = async {
+        assert!(matches!(theirs.rx.recv().await, Some(Step::Meta(_))));
+        let ready: FileReady = serde_json::from_str(r#"{"transfer": 1, "manifest_wanted": false, "window": 16777216}"#).unwrap();
+        theirs.tx.send(Step::Ready(ready)).await.unwrap();
+        for (first, bits, last) in ChunkSet::full(chunks).encode_pieces(PIECE_CHUNKS) {
+            theirs.tx.send(Step::Need(FileNeed { transfer: 1, first, bits, last })).await.unwrap();
+        }
+        let mut arrived = 0;
+        while arrived < bytes {
+            let Some(Inbound::Frame { frame, .. }) = inbound.recv().await else { panic!("the connection lives") };
+            assert!(frame.len() <= 64 * 1024, "{}", frame.len());
+            arrived += frame.len() - HEADER;
+        }
+        theirs.tx.send(Step::Ack(FileAck { transfer: 1, ranges: vec![(0, chunks - 1)] })).await.unwrap();
+        let Some(Step::End(end)) = theirs.rx.recv().await else { panic!("everything is acknowledged") };
+        theirs.tx.send(Step::Done(end)).await.unwrap();
+    };
+    let (result, ()) = tokio::join!(send(outgoing, &from, ours, &sent), receiving);
+    result.unwrap();
 }
 
 /// A transfer that is cut as soon as something is on disk.
@@ -416,11 +444,12 @@ async fn regression_the_first_message_of_a_connection_is_not_lost() {
 struct Damaged(Memory, Option<u64>);
 
 impl ReadChunk for Damaged {
-    fn read(&mut self, place: ChunkPlace, pieces: &mut [&mut [u8]], check: bool) -> Result<(), Failure> {
-        self.0.read(place, pieces, check)?;
+    fn read(&mut self, place: ChunkPlace, into: &mut Vec<u8>, check: bool) -> Result<(), Failure> {
+        let start = into.len();
+        self.0.read(place, into, check)?;
         if self.1.is_some_and(|offset| place.entry == 0 && place.offset == offset) {
             self.1 = None;
-            pieces[0][1000] ^= 0x10;
+            into[start + 1000] ^= 0x10;
         }
         Ok(())
     }

@@ -180,7 +180,7 @@ proptest! {
                 Input::Outstanding(connection, bytes) => windows.handle_outstanding(now, connection, bytes),
             }
             let piece = windows.piece();
-            prop_assert!((4096..=65536).contains(&piece));
+            prop_assert!((4096..=262_144).contains(&piece));
             let all: u64 = windows.flows.values().map(|flow| flow.window).sum();
             prop_assert!(all <= (4 << 20) + windows.flows.len() as u64 * 2 * piece as u64);
             prop_assert!(windows.flows.values().all(|flow| flow.window >= 2 * piece as u64), "a connection may always send something");
