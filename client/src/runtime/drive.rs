@@ -16,7 +16,6 @@ mod transfers;
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use shared::{
     domain::{
         error::{Code, Failure},
@@ -64,8 +63,6 @@ const FETCH: Req = 4;
 pub(super) struct Submission {
     /// Where its bytes come from.
     pub(super) source: Arc<Source>,
-    /// Its manifest's bytes.
-    pub(super) encoded: Bytes,
     /// What it is.
     pub(super) summary: ManifestSummary,
     /// Its chunks.

@@ -149,9 +149,8 @@ async fn prepare(package: Package, again: bool, scans: PathBuf, events: &mpsc::S
             }
         };
         let manifest = Arc::new(source.scan(&mut progress, &stop)?);
-        let encoded = manifest.encode();
-        let summary = manifest.summary(&encoded);
-        Ok(Submission { source, encoded: encoded.into(), summary, places: Arc::new(Places::new(manifest)), spec: package.spec, again })
+        let summary = manifest.summary(&manifest.encode());
+        Ok(Submission { source, summary, places: Arc::new(Places::new(manifest)), spec: package.spec, again })
     });
     reading.await.map_err(|error| Failure::new(Code::Internal, format!("reading the package ended unexpectedly: {error}")))?
 }

@@ -100,15 +100,13 @@ fn read_plain(
 }
 
 /// The frames that carry these bytes.
-pub(super) fn frames_of(transfer: TransferId, kind: FrameKind, bytes: &[u8]) -> Vec<BytesMut> {
-    pieces_of(bytes.len())
-        .map(|(offset, len)| {
-            let mut frame = BytesMut::with_capacity(HEADER + len);
-            frame.put_slice(&FrameHeader { transfer, kind, offset: offset as u32 }.encode());
-            frame.put_slice(&bytes[offset..offset + len]);
-            frame
-        })
-        .collect()
+pub(super) fn frames_of(transfer: TransferId, kind: FrameKind, bytes: &[u8]) -> impl Iterator<Item = BytesMut> {
+    pieces_of(bytes.len()).map(move |(offset, len)| {
+        let mut frame = BytesMut::with_capacity(HEADER + len);
+        frame.put_slice(&FrameHeader { transfer, kind, offset: offset as u32 }.encode());
+        frame.put_slice(&bytes[offset..offset + len]);
+        frame
+    })
 }
 
 /// Offset and length of each piece of something that has so many bytes.
@@ -148,8 +146,8 @@ impl Compressor {
         let len = compressed.as_ref().map_or(self.plain.len(), |&len| len);
         self.decision.handle_compressed(place.chunk.len, len as u32, begun.elapsed());
         Ok(Some(match compressed {
-            Ok(len) => frames_of(transfer, FrameKind::Compressed { index, len: len as u32 }, &self.compressed[..len]),
-            Err(_) => frames_of(transfer, FrameKind::Chunk(index), &self.plain),
+            Ok(len) => frames_of(transfer, FrameKind::Compressed { index, len: len as u32 }, &self.compressed[..len]).collect(),
+            Err(_) => frames_of(transfer, FrameKind::Chunk(index), &self.plain).collect(),
         }))
     }
 
