@@ -20,7 +20,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
 use shared::{
     domain::{
         error::{Code, Failure},
@@ -69,8 +68,6 @@ const FETCH: Req = 4;
 pub(super) struct Submission {
     /// Where its bytes come from.
     pub(super) source: Arc<Source>,
-    /// Its manifest's bytes.
-    pub(super) encoded: Bytes,
     /// What it is.
     pub(super) summary: ManifestSummary,
     /// Its chunks.

@@ -134,7 +134,14 @@ impl Manifest {
 
     /// The manifest's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        postcard::to_allocvec(self).expect("a manifest always serialises to memory")
+        let bytes = Vec::with_capacity(self.encoded_most() as usize);
+        postcard::to_extend(self, bytes).expect("a manifest always serialises to memory")
+    }
+
+    /// The most bytes that its encoding can have.
+    pub fn encoded_most(&self) -> u64 {
+        let names: usize = self.entries.iter().map(|entry| entry.path.as_str().len() + 64).sum();
+        u64::from(self.chunk_count()) * 36 + names as u64
     }
 
     /// Reads a manifest and checks it.

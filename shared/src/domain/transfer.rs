@@ -30,7 +30,7 @@ pub use receiving::{Accepted, Receiving, WholeChunk};
 pub use sending::{Next, Sending};
 pub use window::Windows;
 
-use super::manifest::{ChunkPlace, Manifest};
+use super::manifest::{Chunk, ChunkPlace, Manifest};
 
 /// How far a transfer has come, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,30 +47,35 @@ pub struct Progress {
     pub sent_bytes: u64,
 }
 
-/// Where each chunk of a manifest lies: [`Manifest::places`] with an index, at 8 bytes a chunk.
+/// Of a file's chunks, every so many have their offset noted; from there it is counted on.
+const NOTED: usize = 64;
+
+/// Where each chunk of a manifest lies: [`Manifest::places`] with an index, which takes a few bytes a file and next to nothing a chunk.
 #[derive(Debug, Clone)]
 pub struct Places {
     manifest: Arc<Manifest>,
-    /// The index of each entry's first chunk.
-    firsts: Vec<u32>,
-    /// Each chunk's offset in its file.
-    offsets: Vec<u64>,
+    len: u32,
+    /// Of each entry: the index of its first chunk, and the number of offsets that are noted before it.
+    firsts: Vec<(u32, u32)>,
+    /// The offsets of each file's chunks [`NOTED`], 2 × [`NOTED`], …
+    noted: Vec<u64>,
 }
 
 impl Places {
     /// The places of this manifest's chunks.
     pub fn new(manifest: Arc<Manifest>) -> Self {
         let mut firsts = Vec::with_capacity(manifest.entries.len());
-        let mut offsets = Vec::with_capacity(manifest.chunk_count() as usize);
+        let (mut len, mut noted) = (0, Vec::new());
         for entry in &manifest.entries {
-            firsts.push(offsets.len() as u32);
+            firsts.push((len, noted.len() as u32));
+            len += entry.chunks.len() as u32;
             let mut offset = 0;
-            for chunk in &entry.chunks {
-                offsets.push(offset);
-                offset += u64::from(chunk.len);
+            for run in entry.chunks.chunks_exact(NOTED) {
+                offset += length_of(run);
+                noted.push(offset);
             }
         }
-        Places { manifest, firsts, offsets }
+        Places { manifest, len, firsts, noted }
     }
 
     /// The manifest.
@@ -80,32 +85,51 @@ impl Places {
 
     /// Number of chunks.
     pub fn len(&self) -> u32 {
-        self.offsets.len() as u32
+        self.len
     }
 
     /// Whether there is no chunk at all: an empty manifest, or only empty files.
     pub fn is_empty(&self) -> bool {
-        self.offsets.is_empty()
+        self.len == 0
     }
 
     /// The place of a chunk; `None`: there is no such chunk.
     pub fn get(&self, index: u32) -> Option<ChunkPlace> {
-        let offset = *self.offsets.get(index as usize)?;
-        let entry = self.firsts.partition_point(|&first| first <= index) - 1;
-        let chunk = self.manifest.entries[entry].chunks[(index - self.firsts[entry]) as usize];
-        Some(ChunkPlace { entry, offset, chunk })
+        let (entry, at) = self.find(index)?;
+        let chunks = &self.manifest.entries[entry].chunks;
+        let run = at / NOTED;
+        let noted = if run > 0 { self.noted[self.firsts[entry].1 as usize + run - 1] } else { 0 };
+        Some(ChunkPlace { entry, offset: noted + length_of(&chunks[run * NOTED..at]), chunk: chunks[at] })
+    }
+
+    /// The length of a chunk in bytes; 0: there is no such chunk.
+    pub fn len_of(&self, index: u32) -> u64 {
+        self.find(index).map_or(0, |(entry, at)| u64::from(self.manifest.entries[entry].chunks[at].len))
     }
 
     /// The indices of an entry's chunks; empty for an empty file.
     pub fn of_entry(&self, entry: usize) -> Range<u32> {
-        let end = self.firsts.get(entry + 1).copied().unwrap_or(self.len());
-        self.firsts.get(entry).copied().unwrap_or(end)..end
+        let end = self.firsts.get(entry + 1).map_or(self.len, |&(first, _)| first);
+        self.firsts.get(entry).map_or(end, |&(first, _)| first)..end
     }
 
     /// The total length of these chunks in bytes.
     pub fn bytes_of(&self, set: &ChunkSet) -> u64 {
-        set.iter().filter_map(|index| self.get(index)).map(|place| u64::from(place.chunk.len)).sum()
+        set.iter().map(|index| self.len_of(index)).sum()
     }
+
+    /// A chunk's entry, and which chunk of it it is.
+    fn find(&self, index: u32) -> Option<(usize, usize)> {
+        if index >= self.len {
+            return None;
+        }
+        let entry = self.firsts.partition_point(|&(first, _)| first <= index) - 1;
+        Some((entry, (index - self.firsts[entry].0) as usize))
+    }
+}
+
+fn length_of(chunks: &[Chunk]) -> u64 {
+    chunks.iter().map(|chunk| u64::from(chunk.len)).sum()
 }
 
 #[cfg(test)]

@@ -574,7 +574,7 @@ impl Session {
                 let manifest = Arc::new(Manifest::decode(&encoded)?);
                 let reader = Arc::new(Source::folder(&folder)?).reader(manifest.clone())?;
                 let places = Arc::new(Places::new(manifest));
-                Ok(Outgoing { transfer, job, summary, encoded: Bytes::from(encoded), places, reader: Box::new(reader), session: None })
+                Ok(Outgoing { transfer, job, summary, places, reader: Box::new(reader), session: None })
             });
             let sending = async {
                 let outgoing =

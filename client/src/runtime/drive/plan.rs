@@ -94,13 +94,13 @@ async fn ask(talk: &mut Conversation, submission: &Submission) -> Result<message
         return Ok(*plan);
     }
     let pool = talk.pool();
-    let patience = ANSWER + Duration::from_secs(submission.encoded.len() as u64 / SLOWEST);
+    let patience = ANSWER + Duration::from_secs(submission.summary.encoded_len / SLOWEST);
     let plan = answer_within(talk, patience, |message| match message {
         ToClient::Plan(plan) if plan.req == SUBMIT => Some(Ok(plan)),
         ToClient::Refused(refused) if refused.req == SUBMIT => Some(Err(refused.failure)),
         _ => None,
     });
-    while_sending(send_plan(&pool, &submission.encoded), plan).await.map(|plan| *plan)
+    while_sending(send_plan(&pool, submission.places.manifest()), plan).await.map(|plan| *plan)
 }
 
 /// A worker of the time before plans does not look at the word.

@@ -74,9 +74,8 @@ impl Reading {
                 }
             };
             let manifest = Arc::new(source.scan(&mut progress, &cancel)?);
-            let encoded = manifest.encode();
-            let summary = manifest.summary(&encoded);
-            Ok(Submission { source, encoded: encoded.into(), summary, places: Arc::new(Places::new(manifest)), spec, again })
+            let summary = manifest.summary(&manifest.encode());
+            Ok(Submission { source, summary, places: Arc::new(Places::new(manifest)), spec, again })
         });
         Ok(Reading { work, _stop: stop.drop_guard() })
     }

@@ -85,7 +85,6 @@ impl Transfers {
             transfer: UPLOAD,
             job,
             summary: submission.summary,
-            encoded: submission.encoded.clone(),
             places: submission.places.clone(),
             reader: Box::new(reader),
             session: Some(talk.secret()),

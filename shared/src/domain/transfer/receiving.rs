@@ -274,7 +274,7 @@ impl Receiving {
     }
 
     fn len_of(&self, index: u32) -> u64 {
-        self.places.get(index).map_or(0, |place| u64::from(place.chunk.len))
+        self.places.len_of(index)
     }
 }
 

@@ -190,7 +190,7 @@ impl Sending {
     }
 
     fn len_of(&self, index: u32) -> u64 {
-        self.places.get(index).map_or(0, |place| u64::from(place.chunk.len))
+        self.places.len_of(index)
     }
 
     /// The chunk is no longer under way.

@@ -53,6 +53,19 @@ fn places_find_every_chunk() {
 }
 
 #[test]
+fn places_find_every_chunk_of_long_files() {
+    let lens = |count: u32| (0..count).map(|n| n % 7 + 1).collect::<Vec<_>>();
+    let noted = NOTED as u32;
+    let files = [lens(noted), lens(2), lens(noted - 1), lens(noted + 1), vec![], lens(3 * noted + 5), lens(2 * noted)];
+    let places = places(&files);
+    let indexed: Vec<_> = (0..places.len()).map(|index| places.get(index).unwrap()).collect();
+    assert!(places.manifest().places().eq(indexed.iter().copied()));
+    assert!((0..places.len()).all(|index| places.len_of(index) == u64::from(indexed[index as usize].chunk.len)));
+    assert_eq!((places.get(places.len()), places.len_of(places.len())), (None, 0));
+    assert_eq!(places.bytes_of(&ChunkSet::full(places.len())), places.manifest().bytes());
+}
+
+#[test]
 fn the_window_holds_and_acks_open_it() {
     let places = places(&[vec![MAX_CHUNK; 3]]);
     let mut sending = Sending::new(places.clone(), ChunkSet::full(3), 1).unwrap();

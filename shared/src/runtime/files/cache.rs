@@ -33,10 +33,17 @@ pub struct ScanCache {
     settle: Duration,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Record {
     stamp: Stamp,
     chunks: Vec<Chunk>,
+}
+
+/// A [`Record`] to be written.
+#[derive(Serialize)]
+struct Described<'a> {
+    stamp: Stamp,
+    chunks: &'a [Chunk],
 }
 
 impl ScanCache {
@@ -69,12 +76,11 @@ impl ScanCache {
     }
 
     /// Keeps what a scan found that began at `begun`, but for files that were changed just before.
-    pub(super) fn save(&self, key: &Hash, described: &HashMap<Stamp, Vec<Chunk>>, begun: SystemTime) {
+    pub(super) fn save<'a>(&self, key: &Hash, described: impl Iterator<Item = (Stamp, &'a [Chunk])>, begun: SystemTime) {
         let begun = begun.checked_sub(self.settle).and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
         let settled = (begun.as_secs() as i64, i64::from(begun.subsec_nanos()));
         let trusted = |stamp: &Stamp| self.settle.is_zero() || (stamp.modified < settled && stamp.changed < settled);
-        let records: Vec<Record> =
-            described.iter().filter(|(stamp, _)| trusted(stamp)).map(|(&stamp, chunks)| Record { stamp, chunks: chunks.clone() }).collect();
+        let records: Vec<_> = described.filter(|(stamp, _)| trusted(stamp)).map(|(stamp, chunks)| Described { stamp, chunks }).collect();
         if let Err(error) = self.write(key, &records) {
             tracing::debug!(%error, dir = %self.dir.display(), "the scan is not cached");
         }
@@ -87,7 +93,7 @@ impl ScanCache {
         }
     }
 
-    fn write(&self, key: &Hash, records: &[Record]) -> io::Result<()> {
+    fn write(&self, key: &Hash, records: &[Described]) -> io::Result<()> {
         fs::create_dir_all(&self.dir)?;
         let mut bytes = postcard::to_extend(records, MAGIC.to_vec()).map_err(io::Error::other)?;
         let check = Hash::of(&bytes);

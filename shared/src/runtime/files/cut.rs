@@ -11,7 +11,8 @@ use fastcdc::v2020::{Normalization, cut, select_masks};
 use crate::domain::manifest::{Chunk, Hash, MAX_CHUNK};
 
 const MIN: usize = 32 * 1024;
-const AVERAGE: usize = 128 * 1024;
+/// About how long a chunk is.
+pub(super) const AVERAGE: usize = 128 * 1024;
 const MAX: usize = MAX_CHUNK as usize;
 /// What is read, and handed on, at once.
 const BLOCK: usize = 1024 * 1024;

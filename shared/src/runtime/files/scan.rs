@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Item, Origin, Source, Stamp,
-    cut::{Block, cut_blocks},
+    cut::{AVERAGE, Block, cut_blocks},
     failed,
 };
 use crate::domain::{
@@ -152,6 +152,32 @@ impl Work<'_> {
     }
 }
 
+/// A file's chunks, as its blocks come: nearly in order.
+struct Joined {
+    chunks: Vec<Chunk>,
+    /// Blocks that are in `chunks`: the first ones.
+    blocks: u32,
+    /// Blocks that have come before others that precede them.
+    early: BTreeMap<u32, Vec<Chunk>>,
+}
+
+impl Joined {
+    /// Of a file of this size, whose chunks get their place at once: to move them as they grow would take twice the memory.
+    fn new(size: u64) -> Joined {
+        let about = size.min(MAX_MANIFEST / 36 * AVERAGE as u64).div_ceil(AVERAGE as u64);
+        Joined { chunks: Vec::with_capacity(about as usize), blocks: 0, early: BTreeMap::new() }
+    }
+
+    /// Adds the block of this number, of which the first is 1.
+    fn add(&mut self, number: u32, chunks: Vec<Chunk>) {
+        self.early.insert(number, chunks);
+        while let Some(next) = self.early.remove(&(self.blocks + 1)) {
+            self.chunks.extend(next);
+            self.blocks += 1;
+        }
+    }
+}
+
 /// Cuts a file or a zip's entry, and sees whether it is still what the source was made of.
 fn cut_item(item: &Item, block: Block, each: &mut dyn FnMut(Block) -> io::Result<Block>) -> Result<u64, Failure> {
     let unreadable = |error: io::Error| {
@@ -182,11 +208,10 @@ impl Source {
     pub fn scan(&self, progress: &mut dyn FnMut(u64), cancel: &CancellationToken) -> Result<Manifest, Failure> {
         let begun = SystemTime::now();
         let key = self.cache_key();
-        let mut known = self.cache.as_ref().map(|cache| cache.load(&key)).unwrap_or_default();
-        let described = self.describe_all(&known, progress, cancel)?;
+        let known = self.cache.as_ref().map(|cache| cache.load(&key)).unwrap_or_default();
+        let described = self.describe_all(known, progress, cancel)?;
         if let Some(cache) = &self.cache {
-            known = self.items.iter().zip(&described).map(|(item, chunks)| (item.stamp, chunks.clone())).collect();
-            cache.save(&key, &known, begun);
+            cache.save(&key, self.items.iter().zip(&described).map(|(item, chunks)| (item.stamp, &chunks[..])), begun);
         }
         let entries = self.items.iter().zip(described).map(|(item, chunks)| Entry {
             path: item.path.clone(),
@@ -195,9 +220,7 @@ impl Source {
             chunks,
         });
         let manifest = Manifest::new(entries.collect())?;
-        // The most that a file and a chunk take in the encoding.
-        let names: usize = manifest.entries.iter().map(|entry| entry.path.as_str().len() + 64).sum();
-        if u64::from(manifest.chunk_count()) * 36 + names as u64 > MAX_MANIFEST {
+        if manifest.encoded_most() > MAX_MANIFEST {
             return Err(Failure::new(Code::TooLarge, "this is more than one transfer can carry; split it into several packages"));
         }
         Ok(manifest)
@@ -206,11 +229,12 @@ impl Source {
     /// The chunks of all items: those of the cache at once, the others by several threads.
     fn describe_all(
         &self,
-        known: &HashMap<Stamp, Vec<Chunk>>,
+        known: HashMap<Stamp, Vec<Chunk>>,
         progress: &mut dyn FnMut(u64),
         cancel: &CancellationToken,
     ) -> Result<Vec<Vec<Chunk>>, Failure> {
         let mut all: Vec<Option<Vec<Chunk>>> = self.items.iter().map(|item| known.get(&item.stamp).cloned()).collect();
+        drop(known);
         let mut done: u64 = all.iter().flatten().flatten().map(|chunk| u64::from(chunk.len)).sum();
         let mut todo: Vec<usize> = (0..all.len()).filter(|&at| all[at].is_none()).collect();
         todo.sort_by_key(|&at| std::cmp::Reverse(self.items[at].size));
@@ -220,7 +244,7 @@ impl Source {
         let (shared, changed, failed) = Default::default();
         let work = Work { source: self, todo: &todo, room: cores - 1, shared, changed, failed, cancel };
         let mut failure = None;
-        let mut blocks: HashMap<usize, BTreeMap<u32, Vec<Chunk>>> = HashMap::new();
+        let mut joined: HashMap<usize, Joined> = HashMap::new();
         thread::scope(|scope| {
             let (reports, incoming) = sync_channel(256);
             // One file keeps two threads busy: one cuts, one hashes.
@@ -233,7 +257,7 @@ impl Source {
                 match report {
                     Report::Hashed(at, number, chunks) => {
                         done += chunks.iter().map(|chunk| u64::from(chunk.len)).sum::<u64>();
-                        blocks.entry(at).or_default().insert(number, chunks);
+                        joined.entry(at).or_insert_with(|| Joined::new(self.items[at].size)).add(number, chunks);
                         progress(done);
                         if cancel.is_cancelled() {
                             work.stop();
@@ -253,7 +277,7 @@ impl Source {
             return Err(failure);
         }
         for at in todo {
-            all[at] = Some(blocks.remove(&at).unwrap_or_default().into_values().flatten().collect());
+            all[at] = joined.remove(&at).map(|file| file.chunks);
         }
         Ok(all.into_iter().map(Option::unwrap_or_default).collect())
     }

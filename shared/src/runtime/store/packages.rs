@@ -82,7 +82,9 @@ impl Announced {
         check_goal(&self.slot.goal, &whole.manifest)?;
         let new = self.slot.prepare(&whole)?;
         drop(self.counted);
-        Partial::open(self.slot, whole.manifest, new, |_| Ok(self.share)).map(Arc::new)
+        let WholeManifest { manifest, encoded } = whole;
+        drop(encoded);
+        Partial::open(self.slot, manifest, new, |_| Ok(self.share)).map(Arc::new)
     }
 }
 
@@ -99,6 +101,15 @@ pub struct PackageDir {
 impl PackageDir {
     /// The package of this id in an owner's folder; `None`: it is not there, damaged, or just being removed.
     pub(super) fn open(packages: &Root, id: &Hash) -> Result<Option<PackageDir>, Failure> {
+        PackageDir::open_with(packages, id, |home| read_manifest(home, id).map(Arc::new))
+    }
+
+    /// As [`PackageDir::open`], with the manifest that `manifest` has for its folder.
+    pub(super) fn open_with(
+        packages: &Root,
+        id: &Hash,
+        manifest: impl FnOnce(&Root) -> Option<Arc<Manifest>>,
+    ) -> Result<Option<PackageDir>, Failure> {
         let name = hex(&id.0);
         let unusable = |error: io::Error| failed("open the package", packages.path().join(&name).display(), &error);
         let home = match packages.subdir(&name) {
@@ -109,14 +120,14 @@ impl PackageDir {
         if !home.try_lock(true).map_err(unusable)? || !linked(&home) {
             return Ok(None);
         }
-        let (Some(manifest), Some(summary)) = (read_manifest(&home, id), read_summary(&home)) else {
+        let (Some(manifest), Some(summary)) = (manifest(&home), read_summary(&home)) else {
             tracing::warn!(path = %home.path().display(), "a package's list of files is damaged; it does not count as present");
             return Ok(None);
         };
         if let Err(error) = home.open_to_write(SUMMARY, false).and_then(|file| file.set_modified(SystemTime::now())) {
             tracing::debug!(%error, "cannot note that a package was used");
         }
-        Ok(Some(PackageDir { path: home.path().join(FILES), summary, manifest: Arc::new(manifest), _home: Some(home) }))
+        Ok(Some(PackageDir { path: home.path().join(FILES), summary, manifest, _home: Some(home) }))
     }
 
     /// What a download made of a user's folder.

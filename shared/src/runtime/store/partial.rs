@@ -302,7 +302,8 @@ impl Partial {
         self.slot.home.sync().map_err(unusable)?;
         self.slot.parent.rename(&name, packages, &name, true).map_err(unusable)?;
         packages.sync().and_then(|()| self.slot.parent.sync()).map_err(unusable)?;
-        PackageDir::open(packages, &self.id())?
+        // Whoever has the manifest need not read it once more: beside the first it would be a second one in memory.
+        PackageDir::open_with(packages, &self.id(), |_| Some(self.manifest().clone()))?
             .ok_or_else(|| Failure::new(Code::BadFile, "the package was removed just when it was whole; send it again"))
     }
 

@@ -3,6 +3,7 @@
 use super::{feed::frames_of, pool::Pool, send::send_frames};
 use crate::domain::{
     frame::{FrameKind, HEADER},
+    manifest::Manifest,
     message::PLAN_TRANSFER,
 };
 
@@ -11,10 +12,11 @@ const PROBE_FRAME: usize = 16 * 1024;
 static NOTHING: [u8; PROBE_FRAME - HEADER] = [0; PROBE_FRAME - HEADER];
 
 /// Sends a manifest for a plan, and once more whenever the connection is lost that it went over: until the caller has its answer.
-pub async fn send_plan(pool: &Pool, encoded: &[u8]) {
+pub async fn send_plan(pool: &Pool, manifest: &Manifest) {
+    let encoded = manifest.encode();
     loop {
         let connection = pool.first_connection().await;
-        if send_frames(&connection, frames_of(PLAN_TRANSFER, FrameKind::Manifest, encoded)).await.is_ok() {
+        if send_frames(&connection, frames_of(PLAN_TRANSFER, FrameKind::Manifest, &encoded)).await.is_ok() {
             connection.lost.cancelled().await;
         }
         connection.lost.cancel();

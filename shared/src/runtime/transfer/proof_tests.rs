@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use super::{
@@ -50,7 +49,6 @@ impl Package {
             transfer: 1,
             job: "j".parse().unwrap(),
             summary: self.manifest.summary(&encoded),
-            encoded: Bytes::from(encoded),
             places: Arc::new(Places::new(Arc::new(self.manifest.clone()))),
             reader: Box::new(Sender { sends: self.bytes.clone(), proves: known.bytes.clone() }),
             session: session.map(Secret::new),

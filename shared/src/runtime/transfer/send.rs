@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc, watch},
@@ -72,9 +72,7 @@ pub struct Outgoing {
     pub job: JobId,
     /// What it is.
     pub summary: ManifestSummary,
-    /// The manifest's bytes.
-    pub encoded: Bytes,
-    /// Its chunks.
+    /// Its chunks. Their manifest is encoded when the receiver wants it, and not kept: it is long where the package is large.
     pub places: Arc<Places>,
     /// Where their bytes come from.
     pub reader: Box<dyn ReadChunk>,
@@ -102,7 +100,7 @@ async fn send_inner(
     steps: &mut StepPort,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), (TransferId, Failure)> {
-    let Outgoing { transfer, job, summary, encoded, places, mut reader, session } = outgoing;
+    let Outgoing { transfer, job, summary, places, mut reader, session } = outgoing;
     let tag = |failure| (transfer, failure);
     tell(steps, Step::Meta(FileMeta { transfer, job, manifest: summary, can_prove: session.is_some() })).await.map_err(tag)?;
     let ready = match next(steps).await.map_err(tag)? {
@@ -111,7 +109,7 @@ async fn send_inner(
     };
     let prover = Prover { transfer, package: summary.id, places: &places, session };
     let answer = prover.needed(&mut reader, pool, steps);
-    let needed = if ready.manifest_wanted { send_manifest(pool, transfer, &encoded, answer).await } else { answer.await };
+    let needed = if ready.manifest_wanted { send_manifest(pool, transfer, &places, answer).await } else { answer.await };
     let needed = needed.map_err(tag)?;
     let (pump, ready_tx) = Pump::new(transfer, places.clone(), needed, &ready).map_err(tag)?;
     let pump = Arc::new(pump);
@@ -145,16 +143,20 @@ pub(super) fn out_of_order() -> Failure {
 async fn send_manifest(
     pool: &Pool,
     transfer: TransferId,
-    encoded: &[u8],
+    places: &Arc<Places>,
     answer: impl Future<Output = Result<ChunkSet, Failure>>,
 ) -> Result<ChunkSet, Failure> {
+    let manifest = places.manifest().clone();
+    let encoded = tokio::task::spawn_blocking(move || manifest.encode()).await;
+    let encoded =
+        encoded.map_err(|error| Failure::new(Code::Internal, format!("encoding the list of files ended unexpectedly: {error}")))?;
     let mut answer = std::pin::pin!(answer);
     loop {
         let connection = tokio::select! {
             answer = &mut answer => return answer,
             connection = pool.first_connection() => connection,
         };
-        if send_frames(&connection, frames_of(transfer, FrameKind::Manifest, encoded)).await.is_ok() {
+        if send_frames(&connection, frames_of(transfer, FrameKind::Manifest, &encoded)).await.is_ok() {
             tokio::select! {
                 answer = &mut answer => return answer,
                 () = connection.lost.cancelled() => {}

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -210,15 +209,7 @@ fn outgoing() -> Outgoing {
     let encoded = manifest.encode();
     let summary = manifest.summary(&encoded);
     let places = Arc::new(Places::new(Arc::new(manifest)));
-    Outgoing {
-        transfer: 1,
-        job: "j".parse().unwrap(),
-        summary,
-        encoded: Bytes::from(encoded),
-        places,
-        reader: Box::new(Memory(Arc::new(bytes))),
-        session: None,
-    }
+    Outgoing { transfer: 1, job: "j".parse().unwrap(), summary, places, reader: Box::new(Memory(Arc::new(bytes))), session: None }
 }
 
 /// Transfers the package from a client's pool into a worker's store; how many bytes had to travel.

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use shared::{
     domain::{
         error::{Code, Failure},
@@ -36,9 +35,9 @@ pub(crate) async fn send(
         let held = held.ok_or_else(|| Failure::new(Code::WrongState, "there is no checkpoint of this step that can be fetched"))?;
         let manifest = Arc::new(Manifest::decode(&held.manifest)?);
         let reader = Box::new(Arc::new(Source::folder(&held.files)?).reader(manifest.clone())?);
-        let (summary, encoded) = (manifest.summary(&held.manifest), Bytes::from(held.manifest.clone()));
+        let summary = manifest.summary(&held.manifest);
         let places = Arc::new(Places::new(manifest));
-        Ok((held, Outgoing { transfer, job: wish.job, summary, encoded, places, reader, session: None }))
+        Ok((held, Outgoing { transfer, job: wish.job, summary, places, reader, session: None }))
     });
     let opened = opening.await.unwrap_or_else(|error| Err(Failure::new(Code::Internal, format!("a checkpoint's task died: {error}"))));
     // Held until the transfer is over, so that it is not removed under its reader.
