@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from network import Host, Internet, Nat
 from space import LabError
@@ -38,7 +39,7 @@ class Station:
         self._process = subprocess.Popen([*host.prefix, sys.executable, str(Path(__file__).with_name("udp.py"))],
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def _ask(self, **command: object) -> object:
+    def _ask(self, **command: object) -> Any:
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()

@@ -19,18 +19,22 @@ DIRECT, RELAYED = "direct", "relayed"
 
 @dataclasses.dataclass
 class Pair:
-    """A client's machine and a worker's, and what has to be taken away with them, the innermost first."""
+    """A client's machine and a worker's, and the routers around them: the client's, the worker's where it has another one, and further ones."""
 
     client: Host
     worker: Host
-    spaces: list[Space]
+    nats: list[Nat] = dataclasses.field(default_factory=list)
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     """Of the worker."""
 
+    @property
+    def spaces(self) -> list[Space]:
+        """All of it."""
+        return [self.client, self.worker, *self.nats]
+
     def outside(self) -> list[str]:
         """Their addresses as the Internet sees them."""
-        routers = [space for space in self.spaces if isinstance(space, Nat)]
-        uplinks = [space.uplink for space in (self.client, self.worker, *routers)]
+        uplinks = [self.client.uplink, self.worker.uplink, *(nat.uplink for nat in self.nats)]
         return [address for uplink in uplinks if uplink for address in (uplink.v4, uplink.v6) if address]
 
 
@@ -62,7 +66,7 @@ def behind(client: str, worker: str) -> Callable[[World], Pair]:
     def build(world: World) -> Pair:
         nats = [world.nat(kind) for kind in (client, worker)]
         hosts = [world.host(name).join(nat) for name, nat in zip(("client", "worker"), nats)]
-        return Pair(hosts[0], hosts[1], [*hosts, *nats])
+        return Pair(hosts[0], hosts[1], nats)
     return build
 
 
@@ -70,7 +74,7 @@ def open_hosts(families: tuple[str, ...]) -> Callable[[World], Pair]:
     """Both with public addresses."""
     def build(world: World) -> Pair:
         hosts = [world.host(name).join(world.internet, families) for name in ("client", "worker")]
-        return Pair(*hosts, hosts)
+        return Pair(hosts[0], hosts[1])
     return build
 
 
@@ -79,7 +83,7 @@ def one_lan(kind: str, isolated: bool, hairpin: bool) -> Callable[[World], Pair]
     def build(world: World) -> Pair:
         nat = world.nat(kind, hairpin=hairpin)
         hosts = [world.host(name).join(nat, isolated=isolated) for name in ("client", "worker")]
-        return Pair(*hosts, [*hosts, nat])
+        return Pair(hosts[0], hosts[1], [nat])
     return build
 
 
@@ -87,7 +91,7 @@ def same_addresses(world: World) -> Pair:
     """Two homes whose routers came from the same factory: the same subnet, and the same address for both hosts."""
     nats = [world.nat("port-restricted", subnet="192.168.1.0/24") for _ in range(2)]
     hosts = [world.host(name).join(nat) for name, nat in zip(("client", "worker"), nats)]
-    return Pair(*hosts, [*hosts, *nats])
+    return Pair(hosts[0], hosts[1], nats)
 
 
 def carrier(home: str, carriers: str, worker: str) -> Callable[[World], Pair]:
@@ -96,7 +100,7 @@ def carrier(home: str, carriers: str, worker: str) -> Callable[[World], Pair]:
         provider = world.nat(carriers, subnet="100.64.0.0/24")
         nat, office = world.nat(home, provider), world.nat(worker)
         client, there = world.host("client").join(nat), world.host("worker").join(office)
-        return Pair(client, there, [client, there, nat, provider, office])
+        return Pair(client, there, [nat, office, provider])
     return build
 
 
@@ -108,7 +112,7 @@ def one_carrier(carriers: str, hairpin: bool) -> Callable[[World], Pair]:
         for nat in nats:
             nat.uplink.isolate()
         hosts = [world.host(name).join(nat) for name, nat in zip(("client", "worker"), nats)]
-        return Pair(*hosts, [*hosts, *nats, provider])
+        return Pair(hosts[0], hosts[1], [*nats, provider])
     return build
 
 
@@ -117,7 +121,7 @@ def only_ipv6(client_families: tuple[str, ...], worker_families: tuple[str, ...]
     def build(world: World) -> Pair:
         nats = [world.nat("port-restricted", families=families) for families in (client_families, worker_families)]
         hosts = [world.host(name).join(nat, nat.families) for name, nat in zip(("client", "worker"), nats)]
-        return Pair(*hosts, [*hosts, *nats])
+        return Pair(hosts[0], hosts[1], nats)
     return build
 
 
@@ -125,7 +129,7 @@ def fenced(client: str | None, worker: str | None, kind: str = "port-restricted"
     """Behind NATs with firewalls."""
     def build(world: World) -> Pair:
         pair = behind(kind, kind)(world)
-        for nat, name in zip(pair.spaces[2:], (client, worker)):
+        for nat, name in zip(pair.nats, (client, worker)):
             if name:
                 nat.fence(name)
         return pair
@@ -136,7 +140,7 @@ def advertised(client: str) -> Callable[[World], Pair]:
     """The worker's router passes a range of UDP ports on to it, and the worker says under which address; nobody tells it of STUN or TURN."""
     def build(world: World) -> Pair:
         pair = behind(client, "port-restricted")(world)
-        office = pair.spaces[3]
+        office = pair.nats[1]
         office.forward_ports(*PORTS, pair.worker)
         pair.environment = {"WEBRTC_ADVERTISE_IP": office.v4, "WEBRTC_UDP_PORTS": f"{PORTS[0]}-{PORTS[1]}"}
         return pair

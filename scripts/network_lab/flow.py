@@ -10,8 +10,9 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from cells import Pair
 from programs import Event, Program
@@ -79,6 +80,21 @@ class Disturbance:
     """From `begin` to `end`."""
     goal: float
     turn: tuple[str, ...] = ()
+
+
+class Work(Protocol):
+    """Something that goes on between a client and a worker, and can be disturbed."""
+
+    client: Program
+
+    def wait_for_more(self) -> float:
+        """When there is something new, compared with what the client knows of now."""
+
+    def progress(self) -> list[float]:
+        """When there was something new, each time so far."""
+
+    def finish(self, outcome: Outcome) -> None:
+        """To its end, and what it has cost."""
 
 
 class Upload:
@@ -171,13 +187,16 @@ def _rest(package: Path) -> int:
     return sum(path.stat().st_size for path in package.iterdir()) - (package / "data.bin").stat().st_size
 
 
-WORK = {"upload": Upload, "training": Training}
+WORK: dict[str, Callable[[World, Pair, Worker], Work]] = {"upload": Upload, "training": Training}
 
 
 def disturb(world: World, disturbance: Disturbance, phase: str) -> Outcome:
     """One disturbance of one kind of work."""
     outcome = Outcome(disturbance.name, phase, disturbance.goal)
-    pair, worker, work = None, None, None
+    pair: Pair | None = None
+    worker: Worker | None = None
+    work: Work | None = None
+    before = 0
     try:
         pair = disturbance.build(world)
         worker = world.worker(pair.worker, environment=pair.environment)
@@ -237,7 +256,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="how often each [default: 1]")
 
 
-def run(options: argparse.Namespace, disturbances: Iterable[Disturbance]) -> int:
+def run(options: argparse.Namespace, disturbances: list[Disturbance]) -> int:
     """Disturb, show, judge."""
     cases = [(disturbance, phase) for disturbance in disturbances for phase in options.phase or PHASES for _ in range(options.runs)]
     # The longest first, so that nobody waits for it alone at the end.
@@ -250,7 +269,7 @@ def run(options: argparse.Namespace, disturbances: Iterable[Disturbance]) -> int
                 outcomes.append(future.result())
                 tell(outcomes[-1])
     places = {disturbance.name: place for place, disturbance in enumerate(disturbances)}
-    outcomes.sort(key=lambda outcome: (outcome.phase, places[outcome.name]), reverse=False)
+    outcomes.sort(key=lambda outcome: (outcome.phase, places[outcome.name]))
     show(outcomes)
     if options.json:
         facts = environment(argparse.Namespace(bin_dir=options.bin_dir, rmem_max=None))

@@ -19,7 +19,7 @@ import rules
 from cells import QUICK, RELAYED, Cell, Pair, cells
 from report import environment, say, write_json
 from space import LabError
-from world import Options, World
+from world import Options, Worker, World
 
 HELP = "who connects with whom, which way, how soon"
 SIZE = 1_000_000
@@ -152,7 +152,7 @@ def measure(world: World, cell: Cell, runs: int) -> Result:
     return result
 
 
-def attempt(world: World, pair: Pair, worker) -> Run:
+def attempt(world: World, pair: Pair, worker: Worker) -> Run:
     """One client."""
     run = Run()
     package = world.package(SIZE)

@@ -60,14 +60,14 @@ def move(name: str, title: str, old: Callable[[World], Nat], new: Callable[[Worl
             families = ("ipv4",) if role in WHO[name] else stays
             hosts.append(world.host(role).join(nat, families))
         goals = [new(world) for _ in WHO[name]]
-        return Pair(*hosts, [*hosts, *nats, *goals])
+        return Pair(hosts[0], hosts[1], [*nats, *goals])
 
     def leave(world: World, pair: Pair) -> None:
         for role in WHO[name]:
             getattr(pair, role).leave()
 
     def arrive(world: World, pair: Pair) -> None:
-        for role, nat in zip(WHO[name], pair.spaces[4:]):
+        for role, nat in zip(WHO[name], pair.nats[2:]):
             getattr(pair, role).join(nat, nat.families)
 
     return Disturbance(title, build, leave, arrive, WITHOUT, GOAL)
@@ -78,10 +78,10 @@ def router_restarts(name: str) -> Disturbance:
     def build(world: World) -> Pair:
         nats = [world.nat("symmetric" if role in WHO[name] else "full-cone") for role in ("client", "worker")]
         hosts = [world.host(role).join(nat) for role, nat in zip(("client", "worker"), nats)]
-        return Pair(*hosts, [*hosts, *nats])
+        return Pair(hosts[0], hosts[1], nats)
 
     def restart(world: World, pair: Pair) -> None:
-        for role, nat in zip(("client", "worker"), pair.spaces[2:]):
+        for role, nat in zip(("client", "worker"), pair.nats):
             if role in WHO[name]:
                 nat.restart()
 

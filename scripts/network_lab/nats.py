@@ -31,10 +31,13 @@ def run(options: argparse.Namespace) -> int:
         print("| NAT | mapping | filtering |\n|---|---|---|")
         for result in results:
             print(f"| {result['kind']} | {result['mapping']} | {result['filtering']} |")
-        turned = {f"{kind}, hairpinning {'on' if on else 'off'}": check_hairpin(internet, kind, on)
-                  for kind in rules.KINDS[:3] for on in (True, False)}
-        fenced = {name: check_fence(internet, name) for name in rules.FENCES if name != "lossy"}
-        print(f"\nhairpinning and firewalls are as asked: {', '.join([*turned, *fenced])}")
+        for kind in rules.KINDS[:3]:
+            for on in (True, False):
+                check_hairpin(internet, kind, on)
+        fences = [name for name in rules.FENCES if name != "lossy"]
+        for name in fences:
+            check_fence(internet, name)
+        print(f"\nhairpinning on and off with {', '.join(rules.KINDS[:3])}, and firewalls ({', '.join(fences)}): as asked")
     if options.json:
         write_json(options.json, {}, results)
     return 0
@@ -46,12 +49,12 @@ def check_hairpin(internet: Internet, kind: str, on: bool) -> None:
     Raises LabError when hairpinning is not as asked.
     """
     nat = Nat("hairpin", kind, internet, "192.168.78.0/24", hairpin=on)
-    spaces = [Host("left").join(nat, isolated=True), Host("right").join(nat, isolated=True), Host("public").join(internet), nat]
+    left, right, public = Host("left").join(nat, isolated=True), Host("right").join(nat, isolated=True), Host("public").join(internet)
     try:
-        if hairpins(*spaces[:3]) != on:
+        if hairpins(left, right, public) != on:
             raise space.LabError(f"hairpinning of a NAT that is {kind} should be {'on' if on else 'off'}")
     finally:
-        for made in spaces:
+        for made in (left, right, public, nat):
             made.close()
 
 

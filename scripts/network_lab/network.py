@@ -165,8 +165,8 @@ def tun_line(node: Space, device: str, far: Space, far_device: str, settings: li
     numbers = [settings.rate, settings.delay * 1e6, settings.loss * 1e6, settings.queue * 1e6, settings.seed]
     place = Path("/run") / f"{far_device}.stats"
     carrier = subprocess.Popen([str(engine), *(str(round(number)) for number in numbers), str(place)], stdin=devices[0], stdout=devices[1])
-    for name in devices:
-        os.close(name)
+    for opened in devices:
+        os.close(opened)
     linking.wait_until(lambda: place.exists() or carrier.poll() is not None, "the line")
     if carrier.poll() is not None:
         raise LabError(f"{engine} ended with {carrier.returncode}")
@@ -181,8 +181,10 @@ class Nat(Space):
         super().__init__(name)
         self.kind, self.hairpin, self.families = kind, hairpin, families
         self.forward()
-        more = {"settings": settings, "engine": engine} if isinstance(upstream, Internet) else {}
-        self.uplink = upstream.attach(self, "wan", families, False, **more)
+        if isinstance(upstream, Internet):
+            self.uplink = upstream.attach(self, "wan", families, settings=settings, engine=engine)
+        else:
+            self.uplink = upstream.attach(self, "wan", families)
         self._subnet = ipaddress.ip_network(subnet)
         self._hosts: Iterator = iter(list(self._subnet.hosts())[1:])
         self._numbers = itertools.count(1)
