@@ -16,7 +16,7 @@ use shared::{
         message::{BulkCandidate, BulkSdp, ToWorker},
     },
     runtime::{
-        link::{Description, dial_bulk, ports},
+        link::{Description, bulk_number, dial_bulk, ports},
         peer::PeerOptions,
         transfer::Pool,
     },
@@ -41,8 +41,8 @@ pub(super) struct BulkDialer {
 struct State {
     /// Places that have a task; cancelled when one is no longer wanted.
     places: Vec<CancellationToken>,
-    /// The last number that was given to a connection.
-    last: u32,
+    /// How many connections each place has had.
+    had: HashMap<u32, u32>,
     /// Where descriptions for a connection go while it lives.
     ports: HashMap<u32, mpsc::Sender<Description>>,
 }
@@ -71,25 +71,26 @@ impl BulkDialer {
         let connections = connections as usize;
         let (surplus, new) = self.with_state(|state| {
             let surplus = state.places.split_off(connections.min(state.places.len()));
-            let new: Vec<_> = (state.places.len()..connections).map(|_| CancellationToken::new()).collect();
-            state.places.extend(new.iter().cloned());
+            let new: Vec<_> = (state.places.len()..connections).map(|place| (place as u32, CancellationToken::new())).collect();
+            state.places.extend(new.iter().map(|(_, unwanted)| unwanted.clone()));
             (surplus, new)
         });
         if !(surplus.is_empty() && new.is_empty()) {
             tracing::info!(connections, "bulk connections wanted");
         }
         surplus.iter().for_each(CancellationToken::cancel);
-        for unwanted in new {
+        for (place, unwanted) in new {
             let (dialer, stop) = (self.clone(), self.stop.clone());
-            tokio::spawn(async move { stop.run_until_cancelled(dialer.serve(unwanted)).await });
+            tokio::spawn(async move { stop.run_until_cancelled(dialer.serve(place, unwanted)).await });
         }
     }
 
-    async fn serve(&self, unwanted: CancellationToken) {
+    async fn serve(&self, place: u32, unwanted: CancellationToken) {
         while !unwanted.is_cancelled() {
             let number = self.with_state(|state| {
-                state.last += 1;
-                state.last
+                let had = state.had.entry(place).or_default();
+                *had += 1;
+                bulk_number(place, *had - 1)
             });
             let opened = self.open(number, &unwanted).await;
             self.with_state(|state| state.ports.remove(&number));

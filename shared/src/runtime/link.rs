@@ -42,12 +42,15 @@ const ESTABLISH: Duration = Duration::from_secs(30);
 const NO_TRANSFER: u32 = u32::MAX;
 /// How long a probe of the path's packet length may take.
 const PROBE: Duration = Duration::from_millis(1500);
-/// The receive windows of bulk connections: the first one's and every further one's, in bytes. With 32 of them, what a receiver can be
-/// made to hold stays within 64 MiB; how much of it is used is the sender's decision.
+/// The most bulk connections at a time.
+const BULK_PLACES: u32 = 32;
+/// The receive windows of bulk connections, in bytes: of the first place, of the three that join it on a long path, and of the further
+/// ones. All together, what a receiver can be made to hold stays within 64 MiB; how much of it is used is the sender's decision.
 const FIRST_WINDOW: u32 = 8 << 20;
+const EARLY_WINDOW: u32 = 4 << 20;
 /// The first one's where the other side is near: more would only overrun the socket's buffer, and what is lost there takes long to repair.
 const NEAR_WINDOW: u32 = 2 << 20;
-const FURTHER_WINDOW: u32 = 1792 << 10;
+const FURTHER_WINDOW: u32 = 1536 << 10;
 /// What the sender may have under way on one bulk connection, at most; it holds back by itself long before.
 const BULK_SEND_LIMIT: usize = 64 << 20;
 /// Offers that are answered at the same time before their senders have proved anything.
@@ -507,6 +510,12 @@ impl Answering {
     }
 }
 
+/// The number of a bulk connection: of the place's first one, its second, and so on. Numbers are never used again, and tell both sides the
+/// place, and so the receive window.
+pub fn bulk_number(place: u32, before: u32) -> u32 {
+    (before.wrapping_mul(BULK_PLACES)).wrapping_add(place % BULK_PLACES).wrapping_add(1)
+}
+
 /// Opens a bulk connection from the client's side; `port` leads over the control connection.
 ///
 /// # Errors
@@ -526,9 +535,10 @@ pub async fn answer_bulk(number: u32, key: &Secret<[u8; 32]>, options: &PeerOpti
 }
 
 fn bulk_options(number: u32, options: &PeerOptions) -> PeerOptions {
-    let receive_window = Some(match number {
-        1 if options.near => NEAR_WINDOW,
-        1 => FIRST_WINDOW,
+    let receive_window = Some(match number.wrapping_sub(1) % BULK_PLACES {
+        0 if options.near => NEAR_WINDOW,
+        0 => FIRST_WINDOW,
+        1..4 => EARLY_WINDOW,
         _ => FURTHER_WINDOW,
     });
     PeerOptions { receive_window, send_limit: Some(BULK_SEND_LIMIT), ..options.clone() }

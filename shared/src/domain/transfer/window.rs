@@ -7,7 +7,7 @@
 //! * rate: the most that all connections together delivered in a round of the last second
 //! * window: rate × round trip and a quarter more, so that a short queue stands on the path and growing capacity is noticed; twice of it
 //!   while the rate still doubles, or while there is no queue
-//! * shares: to each connection by what it delivers itself; a stalled one gives its share up
+//! * shares: to each connection by what it delivers itself; a stalled one gives its share up, and one that is stuck is worth giving up
 //!
 //! Driven: time is passed in, as a duration since any one moment.
 
@@ -48,6 +48,14 @@ const STEPS: u32 = 4;
 const SHORTEST_STEP: Duration = Duration::from_millis(1);
 /// Waiting shorter than this is no queue.
 const SHORTEST_QUEUE: Duration = Duration::from_millis(2);
+/// A connection is stuck when what it has under way, if it is so much, would take longer than this at what it delivered lately, …
+const STUCK: Duration = Duration::from_secs(6);
+const STUCK_BYTES: u64 = 65536;
+/// … which is: for so long, or so many round trips.
+const STUCK_LOOK: Duration = Duration::from_millis(500);
+const STUCK_ROUNDS: u32 = 6;
+/// So often in a row: after a pause of all, one begins again before the others.
+const STUCK_LOOKS: u32 = 2;
 /// A round trip that was not seen for so long is looked for.
 const RTT_COUNTS: Duration = Duration::from_secs(10);
 
@@ -108,6 +116,9 @@ struct Flow {
     /// Bytes a second in the last rounds, the fastest.
     rate: f64,
     window: u64,
+    /// When it was last asked whether it is stuck, and what it and all together had delivered by then.
+    watched: (Duration, u64, u64),
+    stuck: u32,
 }
 
 impl Flow {
@@ -123,6 +134,21 @@ impl Flow {
         }
         let rate = self.steps.front().map_or(0.0, |before| (self.delivered - before) as f64 / seconds);
         self.rate = rate.max(self.rate * FADE);
+    }
+
+    /// Looks from time to time whether it is stuck: it, not the whole path. `all` have delivered so much.
+    fn watch(&mut self, now: Duration, all: u64, look: Duration) {
+        let (since, own_before, all_before) = self.watched;
+        if self.outstanding() < STUCK_BYTES {
+            self.stuck = 0;
+        } else if now.saturating_sub(since) >= look {
+            let moved = (self.delivered - own_before) as f64 / (now - since).as_secs_f64();
+            let stuck = all > all_before && self.outstanding() as f64 > moved * STUCK.as_secs_f64();
+            self.stuck = if stuck { self.stuck + 1 } else { 0 };
+        } else {
+            return;
+        }
+        self.watched = (now, self.delivered, all);
     }
 }
 
@@ -187,15 +213,23 @@ impl Windows {
         if flow.marks.back().is_none_or(|&(_, at)| now >= at + Duration::from_micros(500)) {
             flow.marks.push_back((flow.sent, now));
         }
+        // Whatever the time was before that, nothing was to be delivered.
+        flow.watch(now, self.delivered, Duration::MAX);
         flow.sent += bytes as u64;
     }
 
-    /// So many of the bytes handed to a connection have not been delivered yet.
-    pub fn handle_outstanding(&mut self, now: Duration, connection: u32, outstanding: u64) {
+    /// Bytes that were handed to this connection so far.
+    pub fn sent(&self, connection: u32) -> u64 {
+        self.flows.get(&connection).map_or(0, |flow| flow.sent)
+    }
+
+    /// So many of the bytes handed to a connection have been delivered, at least.
+    pub fn handle_delivered(&mut self, now: Duration, connection: u32, delivered: u64) {
         let Some(flow) = self.flows.get_mut(&connection) else { return };
-        let delivered = flow.delivered.max(flow.sent.saturating_sub(outstanding));
+        let delivered = flow.delivered.max(delivered.min(flow.sent));
         self.delivered += delivered - flow.delivered;
         flow.delivered = delivered;
+        flow.watch(now, self.delivered, STUCK_LOOK.max(self.rtt.map_or(Duration::ZERO, |(rtt, _)| rtt * STUCK_ROUNDS)));
         let mut passed = None;
         while flow.marks.front().is_some_and(|&(start, _)| start < delivered) {
             passed = flow.marks.pop_front();
@@ -207,6 +241,12 @@ impl Windows {
         if now >= self.step.began + (rtt / STEPS).max(SHORTEST_STEP) {
             self.end_step(now);
         }
+    }
+
+    /// Whether this connection has lost so much at once that it will be busy with repairs for long: SCTP sends one or two packets again in a
+    /// round trip. What it has under way is better sent anew on others.
+    pub fn is_stuck(&self, connection: u32) -> bool {
+        self.flows.get(&connection).is_some_and(|flow| flow.stuck >= STUCK_LOOKS)
     }
 
     /// Rate × round trip of the path, in bytes; 0 before anything is known.
@@ -222,6 +262,15 @@ impl Windows {
     /// The shortest round trip, once one was seen.
     pub fn round_trip(&self) -> Option<Duration> {
         self.rtt.map(|(rtt, _)| rtt)
+    }
+
+    /// For traces: each connection's number, bytes under way, window, both in KiB, and its rate in MB/s.
+    pub fn flows(&self) -> String {
+        let kib = |bytes: u64| bytes / 1024;
+        let flow = |(number, flow): (&u32, &Flow)| {
+            format!("{number}: {} of {} at {:.1}", kib(flow.outstanding()), kib(flow.window), flow.rate / 1e6)
+        };
+        self.flows.iter().map(flow).collect::<Vec<_>>().join(", ")
     }
 
     fn handle_rtt(&mut self, now: Duration, sample: Duration) {

@@ -4,7 +4,10 @@
 
 use std::{
     pin::pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,11 +29,13 @@ pub(super) const BUDGET: u64 = 64 << 20;
 pub(super) struct Flows {
     windows: Mutex<Windows>,
     began: Instant,
+    /// Tenths of seconds since then for which the path has been traced.
+    traced: AtomicU64,
 }
 
 impl Default for Flows {
     fn default() -> Self {
-        Flows { windows: Mutex::new(Windows::new(BUDGET)), began: Instant::now() }
+        Flows { windows: Mutex::new(Windows::new(BUDGET)), began: Instant::now(), traced: AtomicU64::new(0) }
     }
 }
 
@@ -39,6 +44,15 @@ impl Flows {
     fn with<T>(&self, act: impl FnOnce(&mut Windows, Duration) -> T) -> T {
         let now = self.began.elapsed();
         act(&mut self.windows.lock().expect("no panic happens under this lock"), now)
+    }
+
+    /// Ten times a second, for whoever asks for traces: what is known of the path and of each connection.
+    fn trace(&self) {
+        let tenths = (self.began.elapsed().as_millis() / 100) as u64;
+        if tracing::enabled!(tracing::Level::TRACE) && self.traced.fetch_max(tenths, Ordering::Relaxed) < tenths {
+            let (path, flows) = self.with(|windows, _| (windows.to_string(), windows.flows()));
+            tracing::trace!(%path, %flows, "the path");
+        }
     }
 
     /// Bytes that were delivered, on all connections that there have been.
@@ -94,18 +108,24 @@ impl Flow {
     /// Sends a frame that there was room for.
     pub(super) async fn send(&self, frame: BytesMut) -> Result<(), Failure> {
         let bytes = frame.len();
+        // Its round trip begins now: on a busy machine, it may be on its way long before this task goes on.
+        let begun = self.flows.with(|_, now| now);
         self.sender.send(frame).await?;
-        self.flows.with(|windows, now| windows.handle_sent(now, self.number, bytes));
+        self.flows.with(|windows, _| windows.handle_sent(begun, self.number, bytes));
         self.sent.notify_one();
         Ok(())
     }
 
-    /// Follows what is delivered, for as long as the channel lives.
+    /// Follows what is delivered, until the channel is closed or stuck.
     pub(super) async fn follow(&self) {
         loop {
             match self.look().await {
                 None => return,
                 Some(0) => self.sent.notified().await,
+                Some(outstanding) if self.flows.with(|windows, _| windows.is_stuck(self.number)) => {
+                    tracing::info!(connection = self.number, outstanding, "a bulk connection is stuck repairing losses; others take over");
+                    return;
+                }
                 Some(_) => {}
             }
             self.room.notify_waiters();
@@ -119,8 +139,12 @@ impl Flow {
 
     /// What has not been delivered yet; `None`: the channel is closed.
     async fn look(&self) -> Option<u64> {
+        // In this order: another task may be sending. What it sends after the first line may be outstanding and must not count as
+        // delivered, and a round trip that seems shorter than it is would narrow the window for all.
+        let sent = self.flows.with(|windows, _| windows.sent(self.number));
         let outstanding = self.sender.outstanding().await?;
-        self.flows.with(|windows, now| windows.handle_outstanding(now, self.number, outstanding));
+        self.flows.with(|windows, now| windows.handle_delivered(now, self.number, sent.saturating_sub(outstanding)));
+        self.flows.trace();
         Some(outstanding)
     }
 }

@@ -38,12 +38,18 @@ impl Path {
     }
 }
 
+/// Tells what is acknowledged by now.
+fn look(windows: &mut Windows, path: &mut Path, now: Duration, connection: u32) {
+    let delivered = windows.sent(connection) - path.outstanding(now, connection);
+    windows.handle_delivered(now, connection, delivered);
+}
+
 /// Keeps these connections busy until then.
 fn run(windows: &mut Windows, path: &mut Path, connections: &[u32], from: Duration, until: Duration) {
     let mut now = from;
     while now < until {
         for &connection in connections {
-            windows.handle_outstanding(now, connection, path.outstanding(now, connection));
+            look(windows, path, now, connection);
             while windows.room(connection) > 0 {
                 let bytes = windows.room(connection).min(windows.piece());
                 path.send(now, connection, bytes);
@@ -109,6 +115,79 @@ fn a_connection_that_stalls_gives_its_share_to_the_others() {
 }
 
 #[test]
+fn a_connection_that_only_repairs_losses_is_stuck_and_others_are_not() {
+    let (mut windows, mut path) = (opened(&[1, 2]), Path::new(100.0, 30));
+    run(&mut windows, &mut path, &[1, 2], seconds(0), seconds(2));
+    let (lost, round_trip) = (windows.sent(2), path.round_trip);
+    let under_way = path.under_way[&2].iter().map(|&(_, bytes)| bytes as u64).sum::<u64>();
+    assert!(under_way > STUCK_BYTES);
+    for round in 0..60 {
+        // A packet in each round trip is all that it brings.
+        let now = seconds(2) + round_trip * round;
+        run(&mut windows, &mut path, &[1], now, now + round_trip);
+        windows.handle_delivered(now, 2, lost - under_way + u64::from(round) * 1200);
+        if windows.is_stuck(2) {
+            assert!((30..45).contains(&round), "{round}");
+            assert!(!windows.is_stuck(1));
+            return;
+        }
+    }
+    panic!("it was not noticed");
+}
+
+#[test]
+fn a_path_that_carries_nothing_for_a_while_has_no_stuck_connections() {
+    let (mut windows, mut path) = (opened(&[1, 2]), Path::new(100.0, 30));
+    run(&mut windows, &mut path, &[1, 2], seconds(0), seconds(2));
+    // Nothing arrives for 10 s; then one connection goes on before the other.
+    let [one, two] = [1, 2].map(|connection| windows.flows[&connection].delivered);
+    for step in 0..2000 {
+        let now = seconds(2) + Duration::from_millis(5) * step;
+        windows.handle_delivered(now, 1, one);
+        windows.handle_delivered(now, 2, two);
+    }
+    windows.handle_delivered(seconds(12), 1, windows.sent(1));
+    windows.handle_delivered(seconds(12), 2, two);
+    assert!(![1, 2].iter().any(|&connection| windows.is_stuck(connection)));
+    path.free = seconds(12);
+    run(&mut windows, &mut path, &[1, 2], seconds(12), seconds(15));
+    assert!(![1, 2].iter().any(|&connection| windows.is_stuck(connection)));
+}
+
+#[test]
+fn a_slow_path_has_no_stuck_connections() {
+    for (megabits, round_trip, count) in [(0.3, 300, 4), (1.0, 60, 16), (100.0, 200, 32)] {
+        let connections: Vec<u32> = (1..=count).collect();
+        let (mut windows, mut path) = (opened(&connections), Path::new(megabits, round_trip));
+        for second in 0..20 {
+            run(&mut windows, &mut path, &connections, seconds(second), seconds(second + 1));
+            assert!(!connections.iter().any(|&connection| windows.is_stuck(connection)), "{megabits} Mbit/s, {second} s");
+        }
+    }
+}
+
+#[test]
+fn regression_what_is_sent_while_somebody_looks_does_not_shorten_the_round_trip() {
+    let (mut windows, mut path, mut now) = (opened(&[1, 2, 3, 4]), Path::new(100.0, 50), Duration::ZERO);
+    while now < seconds(5) {
+        for connection in 1..=4 {
+            // Three tasks: one asks what was sent, another sends, and the first hears how much of all that is outstanding.
+            let sent = windows.sent(connection);
+            let outstanding = path.outstanding(now, connection);
+            while windows.room(connection) > 0 {
+                let bytes = windows.room(connection).min(windows.piece());
+                path.send(now, connection, bytes);
+                windows.handle_sent(now, connection, bytes);
+            }
+            windows.handle_delivered(now, connection, sent - outstanding);
+        }
+        now += windows.look_again();
+    }
+    assert!(windows.round_trip().unwrap() >= path.round_trip, "{windows}");
+    assert!(windows.delivered() as f64 > path.rate * 3.5, "{windows}");
+}
+
+#[test]
 fn a_longer_way_is_noticed() {
     let (mut windows, mut path) = (opened(&[1]), Path::new(100.0, 20));
     run(&mut windows, &mut path, &[1], seconds(0), seconds(3));
@@ -141,7 +220,7 @@ fn a_pause_does_not_make_the_window_forget() {
     run(&mut windows, &mut path, &[1], seconds(0), seconds(3));
     for step in 0..40 {
         let now = seconds(3) + Duration::from_millis(step * 5);
-        windows.handle_outstanding(now, 1, path.outstanding(now, 1));
+        look(&mut windows, &mut path, now, 1);
     }
     let before = windows.delivered();
     path.waited = Duration::ZERO;
@@ -155,7 +234,7 @@ enum Input {
     Opened(u32),
     Closed(u32),
     Sent(u32, usize),
-    Outstanding(u32, u64),
+    Delivered(u32, u64),
 }
 
 fn input() -> impl Strategy<Value = Input> {
@@ -163,7 +242,7 @@ fn input() -> impl Strategy<Value = Input> {
         (0..5u32).prop_map(Input::Opened),
         (0..5u32).prop_map(Input::Closed),
         (0..5u32, 1..100_000usize).prop_map(|(connection, bytes)| Input::Sent(connection, bytes)),
-        (0..5u32, prop_oneof![0..200_000u64, any::<u64>()]).prop_map(|(connection, bytes)| Input::Outstanding(connection, bytes)),
+        (0..5u32, prop_oneof![0..200_000u64, any::<u64>()]).prop_map(|(connection, bytes)| Input::Delivered(connection, bytes)),
     ]
 }
 
@@ -177,7 +256,7 @@ proptest! {
                 Input::Opened(connection) => windows.opened(connection),
                 Input::Closed(connection) => windows.closed(connection),
                 Input::Sent(connection, bytes) => windows.handle_sent(now, connection, bytes),
-                Input::Outstanding(connection, bytes) => windows.handle_outstanding(now, connection, bytes),
+                Input::Delivered(connection, bytes) => windows.handle_delivered(now, connection, bytes),
             }
             let piece = windows.piece();
             prop_assert!((4096..=262_144).contains(&piece));
