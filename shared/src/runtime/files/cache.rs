@@ -19,7 +19,7 @@ use crate::domain::{
 };
 
 /// Changes with the format and with the parameters of the chunks.
-const MAGIC: &[u8] = b"webrtc-connect scan 2\n";
+const MAGIC: &[u8] = b"webrtc-connect scan 3\n";
 /// So many sources are remembered; the longest unused goes first.
 const MAX_SOURCES: usize = 64;
 /// The longest cache file that is read.

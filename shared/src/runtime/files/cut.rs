@@ -1,8 +1,9 @@
 //! Bytes → chunks and their hashes.
 //!
-//! The parameters are part of what makes a package's identity, so they never change: FastCDC 2020, minimum 32 KiB, average
+//! The parameters are part of what makes a package's identity, so they never change: FastCDC 2020, minimum 64 KiB, average
 //! 128 KiB, maximum 256 KiB, normalisation level 2, no seed. Level 2 because with a maximum of only twice the average, level 1
-//! would cut one chunk in eight at the maximum, which does not find its way back after an insertion.
+//! would cut one chunk in eight at the maximum, which does not find its way back after an insertion. A minimum of half the
+//! average, because no byte before it is looked at: with a quarter, cutting and hashing together are a fifth slower.
 
 use std::io::{self, Read};
 
@@ -10,7 +11,7 @@ use fastcdc::v2020::{Normalization, cut, select_masks};
 
 use crate::domain::manifest::{Chunk, Hash, MAX_CHUNK};
 
-const MIN: usize = 32 * 1024;
+const MIN: usize = 64 * 1024;
 /// About how long a chunk is.
 pub(super) const AVERAGE: usize = 128 * 1024;
 const MAX: usize = MAX_CHUNK as usize;

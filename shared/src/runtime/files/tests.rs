@@ -236,7 +236,7 @@ fn an_unchanged_file_is_not_read_again() {
     assert_ne!(changed, first.entries[0].chunks);
     assert_eq!(chunks_of_data(&source()), changed);
     for entry in fs::read_dir(store.path()).unwrap() {
-        fs::write(entry.unwrap().path(), b"webrtc-connect scan 2\nnonsense").unwrap();
+        fs::write(entry.unwrap().path(), b"webrtc-connect scan 3\nnonsense").unwrap();
     }
     assert_eq!(chunks_of_data(&source()), changed);
 }
