@@ -5,7 +5,10 @@
 
 use std::{collections::HashSet, fmt};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{SeqAccess, Visitor},
+};
 
 use super::{
     error::{Code, Failure},
@@ -83,6 +86,7 @@ pub struct Entry {
     /// Whether it is executable; no other mode bit travels.
     pub executable: bool,
     /// Its chunks, in order; none for an empty file.
+    #[serde(deserialize_with = "read_chunks")]
     pub chunks: Vec<Chunk>,
 }
 
@@ -216,6 +220,31 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// A file's chunks, with their place taken at once: to move them as they grow would take twice the memory.
+fn read_chunks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Chunk>, D::Error> {
+    struct Chunks;
+
+    impl<'de> Visitor<'de> for Chunks {
+        type Value = Vec<Chunk>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a file's chunks")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Vec<Chunk>, A::Error> {
+            // What is said may be false, but there are not more chunks than fit; and memory is taken only for those that come.
+            let said = sequence.size_hint().unwrap_or(0).min(MAX_MANIFEST as usize / size_of::<Hash>());
+            let mut chunks = Vec::with_capacity(said);
+            while let Some(chunk) = sequence.next_element()? {
+                chunks.push(chunk);
+            }
+            Ok(chunks)
+        }
+    }
+
+    deserializer.deserialize_seq(Chunks)
 }
 
 fn bad(why: &str) -> Failure {

@@ -126,7 +126,7 @@ impl Drive {
                         return Err(failure);
                     }
                 }
-                () = self.connector.worker_left() => talk.probe(),
+                attention = self.connector.attend() => self.attend(attention, talk),
             }
         }
         Ok(None)

@@ -57,6 +57,10 @@ impl ManifestAssembly {
         if (self.bytes.len() + piece.len()) as u64 > self.summary.encoded_len {
             return Err(refused("it is longer than announced"));
         }
+        if self.bytes.capacity() == 0 {
+            // At once, so that it is not moved as it grows; memory is taken only for what comes.
+            self.bytes.reserve_exact(self.summary.encoded_len as usize);
+        }
         self.bytes.extend_from_slice(piece);
         if (self.bytes.len() as u64) < self.summary.encoded_len {
             return Ok(None);

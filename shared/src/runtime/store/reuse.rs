@@ -5,7 +5,7 @@
 //! verified, and the very bytes that were verified are written, so that it does not matter what happens to the other package
 //! meanwhile.
 
-use std::fs;
+use std::{fs, sync::Arc};
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use crate::{
     domain::{
         error::{Code, Failure},
         manifest::{Hash, Manifest},
-        transfer::{ChunkSet, WholeChunk},
+        transfer::{ChunkSet, Places, WholeChunk},
     },
     runtime::files::{failed, root::Root},
 };
@@ -30,21 +30,33 @@ use crate::{
 const COMMIT_EVERY: u64 = 32 * 1024 * 1024;
 
 /// The chunks that are wanted, by hash.
-pub(super) struct Wanted(Vec<(Hash, u32)>);
+pub(super) struct Wanted {
+    places: Arc<Places>,
+    /// The beginning of each one's hash, and its index: of a large package there are many, and its manifest has the hashes.
+    sorted: Vec<(u32, u32)>,
+}
 
 impl Wanted {
     pub(super) fn new(partial: &Partial) -> Wanted {
+        let places = partial.places().clone();
         let missing = partial.present().complement();
-        let mut wanted: Vec<_> = missing.iter().filter_map(|index| Some((partial.places().get(index)?.chunk.hash, index))).collect();
-        wanted.sort_unstable();
-        Wanted(wanted)
+        let mut sorted = Vec::with_capacity(missing.count() as usize);
+        sorted.extend(missing.iter().filter_map(|index| Some((beginning(&places.get(index)?.chunk.hash), index))));
+        sorted.sort_unstable();
+        Wanted { places, sorted }
     }
 
-    pub(super) fn of(&self, hash: &Hash) -> &[(Hash, u32)] {
-        let start = self.0.partition_point(|(other, _)| other < hash);
-        let len = self.0[start..].partition_point(|(other, _)| other == hash);
-        &self.0[start..start + len]
+    pub(super) fn of(&self, hash: &Hash) -> impl Iterator<Item = u32> + use<'_> {
+        let (hash, beginning) = (*hash, beginning(hash));
+        let start = self.sorted.partition_point(|&(other, _)| other < beginning);
+        let candidates = self.sorted[start..].iter().take_while(move |&&(other, _)| other == beginning);
+        candidates.map(|&(_, index)| index).filter(move |&index| self.places.get(index).is_some_and(|place| place.chunk.hash == hash))
     }
+}
+
+fn beginning(hash: &Hash) -> u32 {
+    let [a, b, c, d, ..] = hash.0;
+    u32::from_be_bytes([a, b, c, d])
 }
 
 /// Copies what the packages in these folders have of what `partial` lacks.
@@ -61,7 +73,7 @@ pub(super) fn from_others(
         let listed = fs::read_dir(folder.path()).map_err(|error| failed("list", folder.path().display(), &error))?;
         for entry in listed.filter_map(Result::ok) {
             let Some(id) = entry.file_name().to_str().and_then(parse_id).filter(|id| *id != partial.id()) else { continue };
-            if copied.count() as usize == wanted.0.len() {
+            if copied.count() as usize == wanted.sorted.len() {
                 break;
             }
             // One that is just being removed or cannot be read has nothing to offer.
@@ -96,8 +108,7 @@ fn from_one(
     let mut files = ChunkFiles::new(files, &manifest.entries);
     let mut uncommitted = 0;
     for (_, place) in manifest.places().enumerate().filter(|(index, _)| there.contains(*index as u32)) {
-        let takers = wanted.of(&place.chunk.hash);
-        if takers.iter().all(|&(_, index)| copied.contains(index)) {
+        if wanted.of(&place.chunk.hash).all(|index| copied.contains(index)) {
             continue;
         }
         if cancel.is_cancelled() {
@@ -106,7 +117,7 @@ fn from_one(
         looked(u64::from(place.chunk.len));
         let Ok(Some(bytes)) = files.read(&place) else { continue };
         let bytes = Bytes::copy_from_slice(bytes);
-        for &(_, index) in takers {
+        for index in wanted.of(&place.chunk.hash) {
             let Some(place) = partial.places().get(index).filter(|own| own.chunk.len == place.chunk.len) else { continue };
             partial.write(&WholeChunk { index, place, bytes: bytes.clone() })?;
             copied.insert(index);

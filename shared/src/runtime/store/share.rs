@@ -117,7 +117,7 @@ impl Shared {
         let holder = self.holders.len() as u32;
         let mut useful = false;
         for (at, place) in (0u32..).zip(manifest.places()).filter(|(at, _)| there.contains(*at)) {
-            for &(_, index) in wanted.of(&place.chunk.hash) {
+            for index in wanted.of(&place.chunk.hash) {
                 let found = &mut self.found[index as usize];
                 if *found == NOWHERE {
                     *found = (holder, at);
