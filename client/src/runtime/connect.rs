@@ -216,6 +216,13 @@ impl Connector {
         Ok(self.backoff.next_wait(seal::random::<8>().map(u64::from_le_bytes)?))
     }
 
+    /// The link may be lost, and the way to the server with it: that is found out now, since a new link would need it.
+    pub(super) fn doubt(&self) {
+        if let Some(signal) = &self.signal {
+            signal.sender.urge();
+        }
+    }
+
     /// What the server or the network says of the link; hands on what its restarts need. Cancel-safe.
     pub(super) async fn attend(&mut self) -> Attention {
         loop {

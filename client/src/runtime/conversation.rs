@@ -72,6 +72,7 @@ pub(super) struct Conversation {
     carrier: Arc<Carrier>,
     probe: Arc<Notify>,
     ping: Arc<Notify>,
+    doubted: Arc<Notify>,
     moved: mpsc::Sender<Instant>,
     heard: watch::Receiver<SystemTime>,
     round_trip: watch::Receiver<Option<RoundTrip>>,
@@ -94,7 +95,7 @@ impl Conversation {
         let secret = proven.bulk_key.clone();
         let bulk = Arc::new(BulkDialer::new(proven.bulk_key, options, out.clone(), pool.clone(), stop.clone()));
         tokio::spawn(write(control.sender().clone(), outgoing, stop.clone()));
-        let (probe, ping) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let [probe, ping, doubted] = [(); 3].map(|()| Arc::new(Notify::new()));
         let (round_trip_tx, round_trip) = watch::channel(None);
         let (moved, moves) = mpsc::channel(1);
         let (heard_tx, heard) = watch::channel(SystemTime::now());
@@ -108,6 +109,7 @@ impl Conversation {
             carrier: carrier.clone(),
             probe: probe.clone(),
             ping: ping.clone(),
+            doubted: doubted.clone(),
             pings: 0,
             pinged: VecDeque::new(),
             round_trip: round_trip_tx,
@@ -127,6 +129,7 @@ impl Conversation {
             carrier,
             probe,
             ping,
+            doubted,
             moved,
             heard,
             round_trip,
@@ -149,6 +152,11 @@ impl Conversation {
     /// There is reason to think that the worker is gone: if it does not answer within 3 s, the link is lost.
     pub(super) fn probe(&self) {
         self.probe.notify_one();
+    }
+
+    /// Told when there is reason to think that the worker is gone, and at each further ping that it must answer.
+    pub(super) fn doubted(&self) -> Arc<Notify> {
+        self.doubted.clone()
     }
 
     /// The path's end here or there has moved at this time, and the way through signaling works: the path is restarted, or the link lost.
@@ -282,6 +290,7 @@ struct Reader {
     carrier: Arc<Carrier>,
     probe: Arc<Notify>,
     ping: Arc<Notify>,
+    doubted: Arc<Notify>,
     /// How many pings have been sent.
     pings: u64,
     /// Those that have not been answered, and when they were sent.
@@ -350,7 +359,10 @@ impl Reader {
                 () = sleep_until(self.began + self.vigil.deadline()) => {
                     match self.vigil.due(self.began.elapsed(), self.pings + 1) {
                         Some(Due::Lost) => return lost("nothing was heard from the worker for a while"),
-                        Some(Due::Ping) => self.send_ping(),
+                        Some(Due::Ping) => {
+                            self.doubted.notify_one();
+                            self.send_ping();
+                        }
                         None => {}
                     }
                     continue;

@@ -210,6 +210,7 @@ impl Drive {
             Some(end) => return Ok(end),
             None => self.follow(talk, transfers).await?,
         }
+        let doubted = talk.doubted();
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -223,6 +224,7 @@ impl Drive {
                 }
                 incoming = talk.next() => self.handle(incoming, talk, transfers).await?,
                 attention = self.connector.attend() => self.attend(attention, talk),
+                () = doubted.notified() => self.connector.doubt(),
                 Some(moved) = transfers.tasks.join_next() => self.moved(moved, transfers, talk).await?,
                 saved = arrived(&mut transfers.checkpoint) => self.checkpoint_arrived(saved, talk, transfers).await?,
                 Ok(()) = transfers.upload.changed(), if transfers.uploading.is_some() => self.report_upload(transfers, talk).await,

@@ -225,7 +225,7 @@ impl Default for Patience {
 /// Connects to the worker of an invite; the server in between sees sealed text only. The [`Way`] is needed for restarts.
 ///
 /// # Errors
-/// [`Code::PeerNotFound`] when the worker is not in the room, [`Code::NotAuthentic`] when it cannot prove itself,
+/// [`Code::PeerNotFound`] when the worker is not in the room or does not answer, [`Code::NotAuthentic`] when it cannot prove itself,
 /// [`Code::NoConnection`] when there is no path to it, and what the server refuses.
 pub async fn dial(
     invite: &Invite,
@@ -247,7 +247,8 @@ pub async fn dial(
         tokio::select! {
             result = &mut establishing => break result.unwrap_or_else(|_| Err(no_path()))?,
             () = sleep_until(unanswered), if !answered => {
-                return Err(Failure::new(Code::NoConnection, "the worker does not answer"));
+                // The server has not noticed yet that it is gone, or it is about to come back.
+                return Err(Failure::new(Code::PeerNotFound, "the worker does not answer; is webrtc-worker still running?"));
             }
             Some(description) = theirs.rx.recv() => signal.send(envelope.seal(&description)?).await?,
             event = events.recv() => match event {

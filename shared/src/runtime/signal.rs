@@ -50,8 +50,8 @@ const REACH: Duration = Duration::from_secs(4);
 /// A try that has got nowhere for so long is begun anew when somebody needs the server.
 const STALE: Duration = Duration::from_secs(2);
 /// Between two pings to the server, and how long it may take to say something after one.
-const HEARTBEAT: Duration = Duration::from_secs(15);
-const ANSWER: Duration = Duration::from_secs(7);
+const HEARTBEAT: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(5);
 /// The same where there is reason to doubt the way to it.
 const URGENT_ANSWER: Duration = Duration::from_secs(3);
 /// The longest first wait of a peer whose connection the server has ended, and the longest of all.

@@ -58,8 +58,9 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// What is added to the time for which a session is held, since it is counted from the client's last word: that may be 5 s older than the
 /// break, and to come back takes up to 10 s.
 const ALLOWANCE: Duration = Duration::from_secs(15);
-/// Silence after which our own way to the server is looked at, too: the client pings every 5 s, and will want to come back through it.
-const QUIET: Duration = Duration::from_secs(12);
+/// Silence after which our own way to the server is looked at, too: the client pings every 5 s, gives the link up after 10 s of silence, and
+/// then wants to come back through the server.
+const QUIET: Duration = Duration::from_secs(7);
 /// Journals that one client may follow at the same time.
 const MAX_FOLLOWED: usize = 32;
 /// Bulk connections of one client: the 16 that it may use, and lost ones that this side has not noticed yet.

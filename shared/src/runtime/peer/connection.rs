@@ -519,12 +519,17 @@ mod tests {
     #[tokio::test]
     async fn a_restart_moves_an_association_to_other_sockets_and_what_was_under_way_arrives() {
         let options = PeerOptions { bind: vec!["127.0.0.1:0".parse().unwrap()], ..Default::default() };
-        let (a, a_events, a_channels) = PeerConnection::new(&options, &CHANNELS).await.unwrap();
+        let (a, a_events, mut a_channels) = PeerConnection::new(&options, &CHANNELS).await.unwrap();
         let (b, b_events, mut b_channels) = PeerConnection::new(&options, &CHANNELS).await.unwrap();
         let mut events = [a_events, b_events];
         a.accept_answer(b.answer(a.offer().await.unwrap()).await.unwrap()).await.unwrap();
+        let established = async {
+            b_channels[1].sender().opened().await.unwrap();
+            b_channels[1].sender().send_text("hello").await.unwrap();
+            a_channels[1].recv().await.unwrap();
+        };
         tokio::select! {
-            opened = a_channels[1].sender().opened() => opened.unwrap(),
+            () = established => {}
             () = trickle([&a, &b], &mut events) => {}
         }
         let (before, binding) = (a.route().await.unwrap(), a.fingerprints().await.unwrap());
