@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import link as linking
+
 import rules
 from network import Host, Nat
 from space import Space
@@ -61,10 +63,10 @@ def path_of(client: str, worker: str) -> str:
     return RELAYED if "symmetric" in (client, worker) and {client, worker} <= strict else DIRECT
 
 
-def behind(client: str, worker: str) -> Callable[[World], Pair]:
-    """Each behind a NAT of its own."""
+def behind(client: str, worker: str, line: linking.Settings | None = None) -> Callable[[World], Pair]:
+    """Each behind a NAT of its own, on a line of that rate, delay and loss."""
     def build(world: World) -> Pair:
-        nats = [world.nat(kind) for kind in (client, worker)]
+        nats = [world.nat(kind, settings=line) for kind in (client, worker)]
         hosts = [world.host(name).join(nat) for name, nat in zip(("client", "worker"), nats)]
         return Pair(hosts[0], hosts[1], nats)
     return build

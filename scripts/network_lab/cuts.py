@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import flow
-from cells import behind
+from cells import Pair, behind
 from flow import Disturbance
+from world import World
 
 HELP = "what it costs when the network is away for a while"
 SECONDS = [5, 29, 31, 60, 89, 91]
@@ -30,10 +32,10 @@ def run(options: argparse.Namespace) -> int:
     """Cut and mend."""
     client, _, worker = options.nats.partition("/")
     seconds = options.seconds + ([LONG] if options.long else [])
-    return flow.run(options, [cut(side, each, client, worker) for side in options.side or SIDES[:1] for each in seconds])
+    return flow.run(options, [cut(side, each, behind(client, worker, options.link)) for side in options.side or SIDES[:1] for each in seconds])
 
 
-def cut(side: str, seconds: float, client: str = "port-restricted", worker: str = "port-restricted") -> Disturbance:
+def cut(side: str, seconds: float, build: Callable[[World], Pair]) -> Disturbance:
     """One side's line is dead for a while: everything is dropped, and no interface notices."""
-    return Disturbance(f"{side}'s line cut for {seconds:g} s", behind(client, worker), lambda world, pair: getattr(pair, side).cut(),
+    return Disturbance(f"{side}'s line cut for {seconds:g} s", build, lambda world, pair: getattr(pair, side).cut(),
                        lambda world, pair: getattr(pair, side).mend(), seconds, GOAL)

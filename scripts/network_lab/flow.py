@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import link as linking
+
 from cells import Pair
 from programs import Event, Program
 from report import environment, say, write_json
@@ -253,6 +255,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """What every command here takes."""
     parser.add_argument("--phase", choices=PHASES, action="append", help="only this kind of work [default: both]")
     parser.add_argument("--jobs", type=int, default=4, metavar="N", help="cases at the same time; most of it is waiting [default: 4]")
+    parser.add_argument("--link", type=linking.parse_link, metavar="RATE,DELAY,LOSS",
+                        help="each router's line, such as 100mbit,25ms,0%%; delay is one way [default: no limits]")
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="how often each [default: 1]")
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "scripts/benchmark")]
 
-import link as linking  # noqa: E402
 from report import absolute  # noqa: E402
 
 import cuts  # noqa: E402
@@ -58,7 +57,7 @@ def main() -> int:
         if options.bin_dir and not os.access(options.bin_dir / "webrtc-client", os.X_OK):
             raise space.LabError(f"there are no programs in {options.bin_dir}")
         return COMMANDS[options.command].run(options)
-    except (space.LabError, linking.LinkError) as error:
+    except space.LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+import link as linking
+
 import flow
 from cells import Pair
 from flow import Disturbance
-from network import Nat
+from network import ANY_FAMILY, Nat
 from world import BOTH_FAMILIES, World
 
 HELP = "what it costs when a peer's address changes"
@@ -28,25 +30,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Move."""
     who = options.who or list(WHO)
-    moves = [move(name, f"{name}: another NAT", home("port-restricted"), home("port-restricted")) for name in who]
-    moves += [move(name, f"{name}: from IPv4 to IPv6", at_home_with_both, ipv6_only) for name in who]
-    moves += [router_restarts(name) for name in who]
+    home = lan("port-restricted", options.link)
+    moves = [move(name, f"{name}: another NAT", home, home) for name in who]
+    old, new = lan("port-restricted", options.link, BOTH_FAMILIES), lan("port-restricted", options.link, ("ipv6",))
+    moves += [move(name, f"{name}: from IPv4 to IPv6", old, new) for name in who]
+    moves += [router_restarts(name, options.link) for name in who]
     return flow.run(options, moves)
 
 
-def home(kind: str) -> Callable[[World], Nat]:
-    """A LAN behind a NAT."""
-    return lambda world: world.nat(kind)
-
-
-def at_home_with_both(world: World) -> Nat:
-    """A LAN with IPv4 behind a NAT, and IPv6; the host uses IPv4 first."""
-    return world.nat("port-restricted", families=BOTH_FAMILIES)
-
-
-def ipv6_only(world: World) -> Nat:
-    """A LAN without IPv4."""
-    return world.nat("port-restricted", families=("ipv6",))
+def lan(kind: str, line: linking.Settings | None, families: tuple[str, ...] = ANY_FAMILY) -> Callable[[World], Nat]:
+    """Behind a NAT, and a firewall for IPv6."""
+    return lambda world: world.nat(kind, families=families, settings=line)
 
 
 def move(name: str, title: str, old: Callable[[World], Nat], new: Callable[[World], Nat]) -> Disturbance:
@@ -73,10 +67,10 @@ def move(name: str, title: str, old: Callable[[World], Nat], new: Callable[[Worl
     return Disturbance(title, build, leave, arrive, WITHOUT, GOAL)
 
 
-def router_restarts(name: str) -> Disturbance:
+def router_restarts(name: str, line: linking.Settings | None) -> Disturbance:
     """The address of the host stays, and its router forgets everything: symmetric, so that each mapping is a new one."""
     def build(world: World) -> Pair:
-        nats = [world.nat("symmetric" if role in WHO[name] else "full-cone") for role in ("client", "worker")]
+        nats = [world.nat("symmetric" if role in WHO[name] else "full-cone", settings=line) for role in ("client", "worker")]
         hosts = [world.host(role).join(nat) for role, nat in zip(("client", "worker"), nats)]
         return Pair(hosts[0], hosts[1], nats)
 

@@ -24,7 +24,7 @@ from typing import Protocol
 import link as linking
 
 import rules
-from space import LabError, Space
+from space import LabError, Space, run, wait_until
 
 PUBLIC = ["203.0.113.0/24", "198.51.100.0/24", "192.0.2.0/24"]
 """The addresses of examples (RFC 5737): they stand for public ones."""
@@ -117,7 +117,9 @@ class Internet(Space):
                settings: linking.Settings | None = None, engine: Path | None = None) -> Uplink:
         """A line with public addresses; with `settings`, one of that rate, delay and loss, carried by `engine` (shared/examples/link.rs)."""
         far_device = f"line{next(self._numbers)}"
-        if settings and engine:
+        if settings:
+            if not engine:
+                raise LabError("a line with a rate or delay needs its engine (--engine, shared/examples/link.rs)")
             uplink = tun_line(node, device, self, far_device, settings, engine)
         else:
             uplink = connect(node, device, self, far_device)
@@ -158,16 +160,22 @@ class Internet(Space):
 
 def tun_line(node: Space, device: str, far: Space, far_device: str, settings: linking.Settings, engine: Path) -> Uplink:
     """A line that is as slow, long and lossy as asked."""
-    devices = [linking.open_tun(name) for name in (device, far_device)]
-    for name, space in (device, node), (far_device, far):
-        linking.run_quietly("ip", "link", "set", name, "txqueuelen", "20000", "netns", space.name)
-        space.ip(f"link set {name} up")
+    # They are made in this process's namespace, where several may be made at once, and get their names where they belong.
+    names = [f"{far_device}{end}" for end in "nf"]
+    try:
+        devices = [linking.open_tun(name) for name in names]
+    except (linking.LinkError, OSError) as error:
+        raise LabError(f"a line with a rate or delay cannot be made: {error}") from error
+    for name, final, space in zip(names, (device, far_device), (node, far)):
+        run("ip", "link", "set", name, "txqueuelen", "20000", "netns", space.name, "name", final)
+        space.ip(f"link set {final} up")
     numbers = [settings.rate, settings.delay * 1e6, settings.loss * 1e6, settings.queue * 1e6, settings.seed]
     place = Path("/run") / f"{far_device}.stats"
+    place.unlink(missing_ok=True)
     carrier = subprocess.Popen([str(engine), *(str(round(number)) for number in numbers), str(place)], stdin=devices[0], stdout=devices[1])
     for opened in devices:
         os.close(opened)
-    linking.wait_until(lambda: place.exists() or carrier.poll() is not None, "the line")
+    wait_until(lambda: place.exists() or carrier.poll() is not None, "the line")
     if carrier.poll() is not None:
         raise LabError(f"{engine} ended with {carrier.returncode}")
     return Uplink(node, device, far, far_device, carrier=carrier)

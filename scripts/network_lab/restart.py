@@ -12,7 +12,7 @@ from flow import TRAINING, count
 from network import Host
 from programs import Program
 from report import environment, say, write_json
-from space import LabError
+from space import LabError, wait_until
 from world import Options, Worker, World
 
 HELP = "what it costs when the signaling server is restarted"
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             pairs = list(pool.map(lambda _: follow(world), range(options.pairs)))
         registered = lambda: sockets(world)  # noqa: E731
-        wait_until(lambda: registered() == 2 * options.pairs, "all registrations before the restart")
+        wait_until(lambda: registered() == 2 * options.pairs, "all registrations before the restart", PATIENCE)
         say(f"{options.pairs} pairs are at work")
         world.server.kill()
         killed = time.monotonic()
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         started = time.monotonic()
         missed = []
         try:
-            wait_until(lambda: registered() == 2 * options.pairs, "all registrations after the restart")
+            wait_until(lambda: registered() == 2 * options.pairs, "all registrations after the restart", PATIENCE)
         except LabError:
             missed.append(f"{registered()} of {2 * options.pairs} registered again after {PATIENCE:.0f} s")
         back = time.monotonic() - started
@@ -95,15 +95,6 @@ def sockets(world: World) -> int:
     """Registered peers, as the server counts them: each has one socket."""
     found = re.search(r"^webrtc_server_sockets (\d+)", world.ask_server("/metrics"), re.MULTILINE)
     return int(found[1]) if found else 0
-
-
-def wait_until(condition, what: str) -> None:
-    """Ask again and again until it is so."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise LabError(f"waited {PATIENCE:.0f} s for {what}")
-        time.sleep(0.2)
 
 
 def silence(client: Program, since: float) -> float:

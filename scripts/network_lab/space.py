@@ -15,7 +15,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 INSIDE = "WEBRTC_LAB_INSIDE"
@@ -105,6 +106,15 @@ def run(*command: str, given: str | None = None) -> str:
     if done.returncode:
         raise LabError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}" + (f"; it was given:\n{given}" if given else ""))
     return done.stdout
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+    """Ask again and again until it is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LabError(f"waited {seconds:.0f} s for {what}")
+        time.sleep(0.02)
 
 
 class Space:

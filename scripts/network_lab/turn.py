@@ -9,11 +9,9 @@ import subprocess
 import time
 from pathlib import Path
 
-import link as linking
-
 from network import Host
 from programs import environment
-from space import LabError, run
+from space import LabError, run, wait_until
 
 PORT, TLS_PORT = 3478, 443
 SECRET = "the lab's own secret"
@@ -68,7 +66,7 @@ class Turn:
         with open(self._folder / "turn.log", "ab") as log:
             self._process = subprocess.Popen([*self.host.prefix, *self._command], cwd=self._folder, env=environment(self._folder),
                                              stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        linking.wait_until(lambda: self._ready() or self._process.poll() is not None, "coturn", START_TIME)
+        wait_until(lambda: self._ready() or self._process.poll() is not None, "coturn", START_TIME)
         if self._process.poll() is not None:
             tail = (self._folder / "turn.log").read_text(errors="replace").splitlines()[-5:]
             raise LabError(f"turnserver ended with {self._process.returncode}: {' | '.join(tail)}")

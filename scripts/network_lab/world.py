@@ -28,7 +28,7 @@ import link as linking
 import space
 from network import ANY_FAMILY, Host, Internet, Nat
 from programs import Program, Service, end_everything_of, environment
-from space import LabError, Space
+from space import LabError, Space, wait_until
 from turn import NAME as TURN_NAME
 from turn import CertificateAuthority, Turn
 
@@ -134,7 +134,7 @@ class World:
         command = [self.program("webrtc-server"), "--json", "--listen", f"[::]:{SIGNAL_PORT}", "--data-dir", str(folder / "data"),
                    *(["--ice-servers", json.dumps(told)] if told else []), *self.options.server_args]
         program = Program(self.signal_host, command, folder / "server.log", folder, self.environment(folder))
-        linking.wait_until(lambda: self.signal_host.listens(SIGNAL_PORT) or not program.running(), "the signaling server")
+        wait_until(lambda: self.signal_host.listens(SIGNAL_PORT) or not program.running(), "the signaling server")
         if not program.running():
             raise LabError(f"{program} does not start: {program.last_words()}")
         return program
