@@ -2,7 +2,10 @@
 //!
 //! Congestion control is each connection's own, and a lost packet halves one of them: on a lossy or long path several together carry
 //! what one cannot; on others they only cost. So: begin with one; try more when the transfer goes on long enough for it; more still while that
-//! carries more; back where it did not, though not below a few where a loss would cost much. What an attempt costs is small, because all connections share one window.
+//! carries more; back where it did not. What an attempt costs is small, because all connections share one window.
+//!
+//! On a long path a few are there from the start, and stay: a burst that overflows one socket's buffer or a queue on the way takes one of
+//! several, and not the only one, for seconds; and each has a buffer of its own, so that it seldom comes to that.
 //!
 //! ```text
 //!   Settling ──connections are open, slow start is over──► Measuring ──more helps──► Settling (with more)
@@ -19,6 +22,9 @@ const MOST_SHORT: u32 = 4;
 const SHORT: Duration = Duration::from_millis(2);
 /// From one connection to so many: the step that costs little and helps most.
 const FIRST_STEP: u32 = 4;
+/// A path so long gets them at once, for a transfer of so many bytes: opening takes some ten round trips.
+const LONG: Duration = Duration::from_millis(10);
+const LARGE: u64 = 16 << 20;
 /// The first connection has found its rate when it grew by less than this from one window to the next.
 const RISING: f64 = 1.5;
 /// What more connections must bring to be worth it.
@@ -94,6 +100,10 @@ impl Growth {
     /// How many connections to have.
     pub fn handle_look(&mut self, look: Look) -> u32 {
         let Look { now, carried, round_trip, .. } = look;
+        if self.connections < FIRST_STEP && round_trip >= LONG && look.left >= LARGE {
+            self.connections = FIRST_STEP;
+            self.phase = Phase::Settling { changed: now, open: None, before: None };
+        }
         let window = (round_trip * 5).clamp(Duration::from_millis(250), Duration::from_millis(1500));
         match self.phase {
             Phase::Settling { changed, open: None, before } => {
@@ -161,7 +171,7 @@ impl Growth {
             return;
         }
         let step = match before {
-            None => FIRST_STEP,
+            None if had < FIRST_STEP => FIRST_STEP,
             Some(_) if gain >= MUCH => FIRST_STEP,
             _ => 2,
         };
@@ -204,14 +214,14 @@ mod tests {
 
     #[test]
     fn a_lossy_path_gets_as_many_as_help() {
-        assert_eq!(run(2e9, 50, |_, n| 1.4e6 * f64::from(n)), [1, 4, 16, 32]);
-        assert_eq!(run(250e6, 30, |_, n| (1.8e6 * f64::from(n)).min(11e6)), [1, 4, 16, 32, 16], "the last step is taken back");
+        assert_eq!(run(2e9, 50, |_, n| 1.4e6 * f64::from(n)), [1, 4, 8, 32]);
+        assert_eq!(run(250e6, 30, |_, n| (1.8e6 * f64::from(n)).min(11e6)), [1, 4, 8, 16, 8], "the last step is taken back");
     }
 
     #[test]
     fn a_path_that_one_connection_fills_gets_a_few_if_it_is_long_and_one_if_it_is_short() {
-        assert_eq!(run(3e9, 50, |_, _| 110e6), [1, 4]);
-        assert_eq!(run(2e9, 50, |_, n| if n == 1 { 110e6 } else { 80e6 }), [1, 4, 1], "they do harm");
+        assert_eq!(run(3e9, 50, |_, _| 110e6), [1, 4, 8, 4]);
+        assert_eq!(run(2e9, 50, |_, n| if n == 1 { 110e6 } else { 80e6 }), [1, 4, 8, 4], "one alone would not last");
         assert_eq!(run(3e9, 1, |_, _| 110e6), [1, 4, 1]);
     }
 
@@ -224,19 +234,19 @@ mod tests {
     #[test]
     fn a_path_that_turns_bad_gets_another_try() {
         let had = run(20e9, 30, |second, n| if second < 20 { 100e6 } else { 1e6 * f64::from(n) });
-        assert_eq!(had, [1, 4, 16, 32]);
+        assert_eq!(had, [1, 4, 8, 4, 8, 32]);
     }
 
     #[test]
     fn connections_that_cannot_be_opened_do_not_hold_it_up() {
         let mut growth = Growth::default();
         let mut wanted = 1;
-        for step in 0..140u64 {
+        for step in 0..280u64 {
             let now = Duration::from_millis(step * 50);
             let look = Look { now, carried: step * 50_000, left: 1 << 30, open: 1, round_trip: Duration::from_millis(50) };
             wanted = growth.handle_look(look);
         }
-        // After 7 s it has tried, waited 5 s for more, found that one carries what one carries, and goes on with that.
+        // After 14 s it has tried twice, waited 5 s for more each time, found that one carries what one carries, and goes on with that.
         assert_eq!(wanted, 4);
         assert!(matches!(growth.phase, Phase::Content { .. }), "{growth:?}");
     }

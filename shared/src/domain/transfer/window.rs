@@ -50,7 +50,7 @@ const SHORTEST_STEP: Duration = Duration::from_millis(1);
 const SHORTEST_QUEUE: Duration = Duration::from_millis(2);
 /// A connection is stuck when what it has under way, if it is so much, would take longer than this at what it delivered lately, …
 const STUCK: Duration = Duration::from_secs(6);
-const STUCK_BYTES: u64 = 65536;
+const STUCK_BYTES: u64 = 1 << 20;
 /// … which is: for so long, or so many round trips.
 const STUCK_LOOK: Duration = Duration::from_millis(500);
 const STUCK_ROUNDS: u32 = 6;
