@@ -4,6 +4,7 @@
 //! * [`channel`]: one data channel as a sender and a receiver with back-pressure
 //! * `local`: which addresses and ports it binds
 //! * `candidates`: what it tells the other side about them
+//! * [`turn`]: TURN over TCP and TLS; `names`: the addresses of servers
 //! * `udp`: the crate's runtime with socket buffers that fit the window
 //!
 //! The settings and their reasons (measured on 0.21.1): UDP socket buffers of 4 MiB, or as much as the kernel gives, because
@@ -18,7 +19,9 @@ mod candidates;
 pub mod channel;
 pub mod connection;
 mod local;
+mod names;
 mod second_look;
+pub mod turn;
 mod udp;
 
 pub use channel::{Channel, ChannelSender};
