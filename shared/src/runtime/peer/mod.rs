@@ -2,6 +2,7 @@
 //!
 //! * [`connection`]: one [`PeerConnection`] with its negotiated channels, its events and its route
 //! * [`channel`]: one data channel as a sender and a receiver with back-pressure
+//! * [`stun`]: STUN and TURN messages for probes
 //! * `udp`: the crate's runtime with socket buffers that fit the window
 //!
 //! The settings and their reasons (measured on 0.21.1): UDP socket buffers of 4 MiB, or as much as the kernel gives, because
@@ -14,6 +15,7 @@
 
 pub mod channel;
 pub mod connection;
+pub mod stun;
 mod udp;
 
 pub use channel::{Channel, ChannelSender};
