@@ -33,10 +33,56 @@ pub struct Report {
     pub faults: Vec<LocalFault>,
     /// How far the signaling server's clock is ahead of ours, in seconds.
     pub server_clock_ahead: Option<i64>,
+    /// The signaling server, step by step.
+    pub steps: Vec<Step>,
     /// Each STUN and TURN server over each of its transports and addresses.
     pub servers: Vec<Finding>,
     /// How long all that took, in milliseconds.
     pub took_ms: u64,
+}
+
+/// One step on the way to the signaling server, and what came of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Which.
+    pub layer: Layer,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// How long it took, in milliseconds.
+    pub took_ms: f64,
+}
+
+/// The steps to a server, each over the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layer {
+    /// Its name.
+    Dns,
+    /// A connection.
+    Tcp,
+    /// Its certificate.
+    Tls,
+    /// `GET /health`.
+    Http,
+    /// The upgrade.
+    WebSocket,
+    /// Something newer.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Layer {
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Layer::Dns => "DNS",
+            Layer::Tcp => "TCP",
+            Layer::Tls => "TLS",
+            Layer::Http => "HTTP",
+            Layer::WebSocket => "WebSocket",
+            Layer::Unknown => "other",
+        }
+    }
 }
 
 /// What keeps a side from making a socket.
@@ -254,6 +300,20 @@ impl Outcome {
     }
 }
 
+impl Outcome {
+    fn shorten(&mut self) {
+        match self {
+            Outcome::BadUrl { detail: text }
+            | Outcome::NoName { detail: text }
+            | Outcome::NoRoute { detail: text }
+            | Outcome::Tls { detail: text, .. }
+            | Outcome::Error { reason: text, .. }
+            | Outcome::Strange { detail: text } => shorten(text),
+            _ => {}
+        }
+    }
+}
+
 impl Finding {
     /// Whether the host has shown that it is there.
     fn host_is_there(&self) -> bool {
@@ -269,7 +329,12 @@ impl Report {
         self.addresses.truncate(MAX_ADDRESSES);
         self.advertised.truncate(MAX_ADDRESSES);
         self.faults.truncate(MAX_ADDRESSES);
+        self.steps.truncate(MAX_ADDRESSES);
         shorten(&mut self.version);
+        for step in &mut self.steps {
+            step.outcome.shorten();
+            step.took_ms = if step.took_ms.is_finite() { step.took_ms.max(0.0) } else { 0.0 };
+        }
         for fault in &mut self.faults {
             match fault {
                 LocalFault::NoAddress { detail } | LocalFault::NoPort { detail } | LocalFault::Advertise { detail } => shorten(detail),
@@ -279,15 +344,7 @@ impl Report {
         for finding in &mut self.servers {
             shorten(&mut finding.url);
             finding.rtt_ms = finding.rtt_ms.filter(|rtt| rtt.is_finite() && *rtt >= 0.0);
-            match &mut finding.outcome {
-                Outcome::BadUrl { detail: text }
-                | Outcome::NoName { detail: text }
-                | Outcome::NoRoute { detail: text }
-                | Outcome::Tls { detail: text, .. }
-                | Outcome::Error { reason: text, .. }
-                | Outcome::Strange { detail: text } => shorten(text),
-                _ => {}
-            }
+            finding.outcome.shorten();
         }
         self
     }

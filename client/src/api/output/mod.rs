@@ -199,6 +199,7 @@ fn print_summary(lines: &[Line]) {
         let text = match line.tone {
             Tone::Good => style(line.text()).green().to_string(),
             Tone::Warning => style(line.text()).yellow().to_string(),
+            Tone::Bad => style(line.text()).red().to_string(),
             Tone::Plain | Tone::Quiet => line.text().to_owned(),
         };
         // Nothing can be done for a closed stdout.
