@@ -1,11 +1,10 @@
 //! What may be typed.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-};
+use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+
+use super::network::NetworkArgs;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -85,20 +84,9 @@ pub struct Global {
     #[arg(long, value_name = "NAME", global = true, help_heading = "Connection")]
     pub worker: Option<String>,
 
-    /// STUN and TURN servers besides the signaling server's: JSON in the browser's form, one object or a list
-    ///
-    /// Such as '[{"urls": "turn:turn.example.org:3478", "username": "u", "credential": "p"}]'. With a password in it, prefer the
-    /// environment variable ICE_SERVERS or ice_servers in the configuration file.
-    #[arg(long, value_name = "JSON", global = true, help_heading = "Connection")]
-    pub ice_servers: Option<String>,
-
-    /// Go through TURN relays only, so that the peers do not learn each other's address
-    #[arg(long, global = true, help_heading = "Connection")]
-    pub relay_only: bool,
-
-    /// A local address (IP or IP:PORT) to use for peer connections; may be given several times
-    #[arg(long, value_name = "ADDR", global = true, help_heading = "Connection", value_parser = parse_bind)]
-    pub bind: Vec<SocketAddr>,
+    /// How the worker is reached.
+    #[command(flatten)]
+    pub network: NetworkArgs,
 
     /// At most so many bulk connections for a transfer, instead of as many as help; for measuring
     #[arg(long, value_name = "N", global = true, hide = true, value_parser = clap::value_parser!(u32).range(1..))]
@@ -229,12 +217,6 @@ pub struct TrainArgs {
     pub no_checkpoints: bool,
 }
 
-fn parse_bind(text: &str) -> Result<SocketAddr, String> {
-    text.parse::<SocketAddr>()
-        .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 0)))
-        .map_err(|_| "it must be an IP address, or IP:PORT".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,12 +245,5 @@ mod tests {
         for code in codes.map(Code::exit_code) {
             assert!(EXIT_CODES.lines().any(|line| line.trim_start().starts_with(&format!("{code} "))), "{code}");
         }
-    }
-
-    #[test]
-    fn addresses_may_lack_a_port() {
-        assert_eq!(parse_bind("10.0.0.1").unwrap(), SocketAddr::from(([10, 0, 0, 1], 0)));
-        assert_eq!(parse_bind("[::1]:500").unwrap(), SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 500)));
-        assert!(parse_bind("lab").is_err());
     }
 }

@@ -1,12 +1,14 @@
 //! What people touch: the command line and what is shown.
 //!
 //! * [`cli`]: what may be typed
+//! * [`network`]: the flags about how peers are reached
 //! * [`settings`]: flags > environment > file > defaults, once; afterwards nobody reads them again
 //! * [`commands`]: one command, from its first event to its exit code
 //! * [`output`]: the only printer
 
 pub mod cli;
 pub mod commands;
+pub mod network;
 pub mod output;
 pub mod settings;
 

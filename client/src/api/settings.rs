@@ -12,9 +12,10 @@ use serde::Deserialize;
 use shared::{
     domain::{
         error::{Code, Failure},
+        ice::IceServers,
         id::Secret,
         invite::Invite,
-        signal::IceServer,
+        network::{Host, Interfaces, NetworkSettings, PortRange},
     },
     runtime::config,
 };
@@ -24,8 +25,6 @@ use crate::domain::order::Remote;
 
 /// The environment variable with the invite.
 pub const INVITE_VARIABLE: &str = "WEBRTC_INVITE";
-/// The environment variable with STUN and TURN servers.
-pub const ICE_VARIABLE: &str = "ICE_SERVERS";
 /// More than any invite has, in bytes.
 const MAX_INVITE: u64 = 16 * 1024;
 
@@ -35,9 +34,27 @@ const MAX_INVITE: u64 = 16 * 1024;
 pub struct FileSettings {
     invite_file: Option<PathBuf>,
     worker: Option<String>,
-    ice_servers: Option<Vec<IceServer>>,
-    relay_only: bool,
+    ice_servers: Option<IceServers>,
+    relay_only: Option<bool>,
+    advertise_ip: Option<Host>,
+    udp_ports: Option<PortRange>,
+    interfaces: Option<Interfaces>,
     bind: Vec<SocketAddr>,
+    ca_file: Option<PathBuf>,
+}
+
+impl FileSettings {
+    fn network(&self) -> NetworkSettings {
+        NetworkSettings {
+            ice_servers: self.ice_servers.clone().map(|servers| servers.0),
+            relay_only: self.relay_only,
+            advertise_ip: self.advertise_ip.clone(),
+            udp_ports: self.udp_ports,
+            interfaces: self.interfaces.clone(),
+            bind: self.bind.clone(),
+            ca_file: self.ca_file.clone(),
+        }
+    }
 }
 
 /// What the environment says.
@@ -45,15 +62,13 @@ pub struct FileSettings {
 pub struct Environment {
     /// [`INVITE_VARIABLE`].
     pub invite: Option<Secret<OsString>>,
-    /// [`ICE_VARIABLE`].
-    pub ice_servers: Option<Secret<OsString>>,
 }
 
 impl Environment {
     /// That of this process; an empty variable counts as none.
     pub fn of_process() -> Self {
         let read = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(Secret::new);
-        Environment { invite: read(INVITE_VARIABLE), ice_servers: read(ICE_VARIABLE) }
+        Environment { invite: read(INVITE_VARIABLE) }
     }
 }
 
@@ -89,17 +104,11 @@ pub fn load(global: &Global, environment: &Environment) -> Result<Settings, Fail
         );
     }
     let options = options(global, &source);
-    let ice_servers = match (&global.ice_servers, &environment.ice_servers) {
-        (Some(json), _) => parse_ice_servers("--ice-servers", json)?,
-        (None, Some(json)) => parse_ice_servers(ICE_VARIABLE, &json.expose().to_string_lossy())?,
-        (None, None) => check_ice_servers("ice_servers in the configuration file", file.ice_servers.unwrap_or_default())?,
-    };
+    let network = global.network.settings()?.or(file.network()).decide()?;
     let remote = Remote {
         invite: read_invite(source)?,
         worker: global.worker.clone().or(file.worker),
-        ice_servers,
-        bind: if global.bind.is_empty() { file.bind } else { global.bind.clone() },
-        relay_only: global.relay_only || file.relay_only,
+        network,
         connections: global.connections,
         config_dir: config::config_dir()?,
     };
@@ -169,45 +178,6 @@ fn read_line(source: impl BufRead) -> std::io::Result<Secret<String>> {
     Ok(Secret::new(line))
 }
 
-/// JSON in the browser's form: one `RTCIceServer` or a list of them.
-fn parse_ice_servers(origin: &str, json: &str) -> Result<Vec<IceServer>, Failure> {
-    // Decoded by hand and not as an untagged enum, whose error would not say where it is wrong; nor may it quote a password.
-    let wrong = |error: serde_json::Error| {
-        let message = format!(
-            "{origin} is not in the browser's form, such as {{\"urls\": \"stun:stun.example.org:3478\"}} or a list of such objects \
-             (line {}, column {})",
-            error.line(),
-            error.column()
-        );
-        Failure::new(Code::InvalidRequest, message)
-    };
-    let servers = if json.trim_start().starts_with('[') {
-        serde_json::from_str(json).map_err(wrong)?
-    } else {
-        vec![serde_json::from_str(json).map_err(wrong)?]
-    };
-    check_ice_servers(origin, servers)
-}
-
-fn check_ice_servers(origin: &str, servers: Vec<IceServer>) -> Result<Vec<IceServer>, Failure> {
-    let refused = |why: String| Err(Failure::new(Code::InvalidRequest, format!("{origin}: {why}")));
-    for server in &servers {
-        if server.urls.is_empty() {
-            return refused("a server has no urls".into());
-        }
-        for url in &server.urls {
-            let scheme = url.split(':').next().unwrap_or_default();
-            match scheme {
-                "stun" | "stuns" => {}
-                "turn" | "turns" if server.username.is_some() && server.credential.is_some() => {}
-                "turn" | "turns" => return refused(format!("'{url}' needs username and credential")),
-                _ => return refused(format!("'{url}' must begin with stun:, stuns:, turn: or turns:")),
-            }
-        }
-    }
-    Ok(servers)
-}
-
 /// What must be typed again to reach the same worker, the invite itself never.
 fn options(global: &Global, source: &InviteSource) -> String {
     let mut options = String::new();
@@ -227,7 +197,10 @@ fn options(global: &Global, source: &InviteSource) -> String {
     if let Some(worker) = &global.worker {
         add("--worker", Path::new(worker));
     }
-    if global.relay_only {
+    if let Some(file) = &global.network.ca_file {
+        add("--ca-file", file);
+    }
+    if global.network.relay_only {
         options.push_str(" --relay-only");
     }
     options
@@ -244,7 +217,7 @@ mod tests {
     use super::*;
 
     fn source(global: &Global, environment: Option<&str>, file: Option<&str>) -> Result<InviteSource, Failure> {
-        let environment = Environment { invite: environment.map(|text| Secret::new(text.into())), ice_servers: None };
+        let environment = Environment { invite: environment.map(|text| Secret::new(text.into())) };
         invite_source(global, &environment, &FileSettings { invite_file: file.map(PathBuf::from), ..FileSettings::default() })
     }
 
@@ -260,37 +233,11 @@ mod tests {
     }
 
     #[test]
-    fn ice_servers_are_one_or_many() {
-        let parse = |json: &str| parse_ice_servers("ICE_SERVERS", json);
-        assert_eq!(parse(r#"{"urls": "stun:a"}"#).unwrap()[0].urls, ["stun:a"]);
-        assert_eq!(parse(r#" [{"urls": ["stun:a", "stun:b"]}, {"urls": "turn:t", "username": "u", "credential": "p"}]"#).unwrap().len(), 2);
-        for (json, says) in [
-            (r#"{"urls": "turn:t"}"#, "needs username and credential"),
-            (r#"{"urls": "http://x"}"#, "must begin with stun:"),
-            (r#"{"urls": []}"#, "has no urls"),
-            (r#"{"url": "stun:a"}"#, "browser's form"),
-            ("stun:a", "browser's form"),
-            ("", "browser's form"),
-        ] {
-            let failure = parse(json).unwrap_err();
-            assert_eq!(failure.code, Code::InvalidRequest);
-            assert!(failure.message.contains(says) && failure.message.starts_with("ICE_SERVERS"), "{json}: {failure}");
-        }
-    }
-
-    #[test]
     fn stdin_is_read_as_far_as_the_invite() {
         let mut input: &[u8] = b"\n  webrtc-connect:AAAA \nthe rest";
         assert_eq!(read_line(&mut input).unwrap().expose().trim(), "webrtc-connect:AAAA");
         assert_eq!(input, b"the rest");
         assert_eq!(read_line(&b""[..]).unwrap().expose(), "");
-    }
-
-    #[test]
-    fn an_error_does_not_quote_a_password() {
-        let failure = parse_ice_servers("ICE_SERVERS", r#"{"urls": 5, "credential": "canary"}"#).unwrap_err();
-        let other = parse_ice_servers("ICE_SERVERS", r#"{"urls": "stun:a", "credential": {"canary": 1}}"#).unwrap_err();
-        assert!(!failure.message.contains("canary") && !other.message.contains("canary"), "{failure} {other}");
     }
 
     #[test]

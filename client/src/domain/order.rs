@@ -1,10 +1,8 @@
 //! What a user orders, and how an order ends.
 
-// `core::net` has addresses and no sockets.
-use core::net::SocketAddr;
 use std::path::PathBuf;
 
-use shared::domain::{id::JobId, invite::Invite, job::Outcome, signal::IceServer};
+use shared::domain::{id::JobId, invite::Invite, job::Outcome, network::Network};
 
 use super::submission::Package;
 
@@ -15,12 +13,8 @@ pub struct Remote {
     pub invite: Invite,
     /// The worker to take, by name or peer id or a beginning of one; absent: the invite's own.
     pub worker: Option<String>,
-    /// STUN and TURN servers besides those that the signaling server names.
-    pub ice_servers: Vec<IceServer>,
-    /// Local addresses to use; empty: all.
-    pub bind: Vec<SocketAddr>,
-    /// Use relays only, so that the peers do not learn each other's address.
-    pub relay_only: bool,
+    /// How we may be reached.
+    pub network: Network,
     /// The most bulk connections that a transfer may have; absent: as many as help.
     pub connections: Option<u32>,
     /// Where our key and the known workers lie.

@@ -3,7 +3,7 @@
 //! Before the first success a refusal ends it, and so does an unreachable server: the user mistyped something and should know at
 //! once; only an absent or busy worker is waited for, a while. After the first success nothing but a refusal for good ends it.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use shared::{
@@ -69,12 +69,7 @@ impl Connector {
         let api = Arc::new(Api::new(&invite.server)?);
         let identity = Arc::new(Identity::load_or_create(&remote.config_dir.join("identity.json"))?);
         let me = format!("client-{}", hex(&seal::random::<8>()?)).parse()?;
-        let options = PeerOptions {
-            ice_servers: remote.ice_servers.clone(),
-            bind: bind_or_default(remote.bind.clone(), &api),
-            relay_only: remote.relay_only,
-            ..PeerOptions::default()
-        };
+        let options = PeerOptions::new(&remote.network, api.is_loopback())?;
         let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
         let (wanted, known) = (remote.worker.clone(), KnownWorkers::new(&remote.config_dir));
         let speeds = KnownSpeeds::new(&remote.config_dir);
@@ -272,16 +267,4 @@ fn workers_of(peers: &[PeerInfo]) -> Vec<WorkerInfo> {
         (info.peer == peer.peer_id).then_some(info)
     };
     peers.iter().filter(|peer| peer.role == Role::Worker).filter_map(described).collect()
-}
-
-/// Every interface, and loopback, too, when the server is on this machine: then the worker may be as well.
-fn bind_or_default(bind: Vec<SocketAddr>, api: &Api) -> Vec<SocketAddr> {
-    if !bind.is_empty() {
-        return bind;
-    }
-    let mut bind = vec![SocketAddr::from(([0, 0, 0, 0], 0))];
-    if api.is_loopback() {
-        bind.push(SocketAddr::from(([127, 0, 0, 1], 0)));
-    }
-    bind
 }

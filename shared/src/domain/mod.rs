@@ -7,6 +7,7 @@
 //! * what a job is: [`job`]
 //! * what travels and how: [`manifest`], [`transfer`], and on which [`route`]
 //! * what a side finds out about its own end, for `doctor`: [`probe`]
+//! * how peers may be reached: [`network`], and over which servers: [`ice`]
 //! * how long to wait before trying again: [`backoff`]
 //! * what went wrong: [`error`]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -14,11 +15,13 @@
 pub mod backoff;
 pub mod error;
 pub mod frame;
+pub mod ice;
 pub mod id;
 pub mod invite;
 pub mod job;
 pub mod manifest;
 pub mod message;
+pub mod network;
 pub mod path;
 pub mod probe;
 pub mod route;

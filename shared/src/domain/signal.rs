@@ -140,7 +140,7 @@ pub struct IceServer {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,
     /// TURN password.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "password", skip_serializing_if = "Option::is_none")]
     pub credential: Option<Secret<String>>,
 }
 
@@ -155,6 +155,11 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<
         OneOrMany::One(url) => vec![url],
         OneOrMany::Many(urls) => urls,
     })
+}
+
+/// Text; the error does not quote what stands there instead, as serde's own would.
+fn password<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Secret<String>>, D::Error> {
+    Option::<Secret<String>>::deserialize(deserializer).map_err(|_| serde::de::Error::custom("the credential must be text"))
 }
 
 /// From the server to a peer.

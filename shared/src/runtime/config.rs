@@ -14,6 +14,7 @@
 
 use std::{
     ffi::OsString,
+    io::Read,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -24,7 +25,12 @@ use toml::{
     de::{DeTable, DeValue, ValueDeserializer},
 };
 
-use crate::domain::error::{Code, Failure};
+use crate::domain::{
+    error::{Code, Failure},
+    ice::parse_ice_servers,
+    id::Secret,
+    signal::IceServer,
+};
 
 /// The file's name, in the working directory and in [`config_dir`].
 pub const FILE_NAME: &str = "webrtc-connect.toml";
@@ -178,6 +184,23 @@ fn merge<'i>(base: Spanned<DeValue<'i>>, over: Spanned<DeValue<'i>>) -> Spanned<
     }
 }
 
+/// Longer than any list of ICE servers, in bytes.
+const MAX_ICE_SERVERS: u64 = 256 * 1024;
+
+/// STUN and TURN servers from the text of a flag or a variable: the browser's JSON, or `@FILE` with it in the file; an empty text counts
+/// as none. `origin` begins the error.
+///
+/// # Errors
+/// [`Code::InvalidRequest`] with the reason, [`Code::BadFile`] when the file cannot be read.
+pub fn ice_servers(origin: &str, text: Option<&Secret<String>>) -> Result<Option<Vec<IceServer>>, Failure> {
+    let Some(text) = text.map(|text| text.expose().trim()).filter(|text| !text.is_empty()) else { return Ok(None) };
+    let Some(path) = text.strip_prefix('@') else { return parse_ice_servers(origin, text).map(Some) };
+    let bad = |error: std::io::Error| Failure::new(Code::BadFile, format!("{origin}: cannot read {path}: {error}; check the path"));
+    let mut json = String::new();
+    std::fs::File::open(path).and_then(|file| file.take(MAX_ICE_SERVERS).read_to_string(&mut json)).map_err(bad)?;
+    parse_ice_servers(&format!("{origin}: {path}"), &json).map(Some)
+}
+
 /// Where the user's configuration file lies: `$XDG_CONFIG_HOME/webrtc-connect` or `~/.config/webrtc-connect`
 /// (XDG Base Directory Specification 0.8; a relative value of the variable is ignored, as it says).
 ///
@@ -266,6 +289,20 @@ mod tests {
     fn a_password_on_the_wrong_line_is_not_quoted() {
         let failure = load_text("[worker]\nport = 1\npassword = 'canary'\n", None).unwrap_err();
         assert!(!failure.message.contains("canary"), "{}", failure.message);
+    }
+
+    #[test]
+    fn ice_servers_may_stand_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ice.json");
+        let read = |text: &str| ice_servers("--ice-servers", Some(&Secret::new(text.to_owned())));
+        std::fs::write(&path, r#"{"urls": "stun:a"}"#).unwrap();
+        assert_eq!(read(&format!("@{}", path.display())).unwrap().unwrap()[0].urls, ["stun:a"]);
+        std::fs::write(&path, "{").unwrap();
+        assert!(read(&format!("@{}", path.display())).unwrap_err().message.contains("ice.json: it is not JSON"));
+        assert_eq!(read("@/nowhere/x").unwrap_err().code, Code::BadFile);
+        assert_eq!(read(r#"{"urls": "stun:b"}"#).unwrap().unwrap()[0].urls, ["stun:b"]);
+        assert_eq!((read(" ").unwrap(), ice_servers("x", None).unwrap()), (None, None));
     }
 
     #[test]

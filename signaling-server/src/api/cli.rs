@@ -1,18 +1,19 @@
 //! The command line of `webrtc-server`: flags, then environment, then `webrtc-connect.toml`, then defaults, decided once.
 
 use std::{
+    convert::Infallible,
     fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    str::FromStr,
 };
 
 use clap::{ArgAction, Parser, ValueEnum};
-use serde::{Deserialize, de};
+use serde::Deserialize;
 use shared::{
     domain::{
         error::{Code, Failure},
-        signal::IceServer,
+        ice::IceServers,
+        id::Secret,
     },
     runtime::config,
 };
@@ -46,9 +47,9 @@ pub struct Args {
     /// `redb` keeps rooms in a file; `memory` keeps rooms and signing key only as long as the process lives [default: redb]
     #[arg(long, env = "WEBRTC_SERVER_STORE")]
     store: Option<StoreKind>,
-    /// STUN and TURN servers for peers, as JSON in the browser's form: [{"urls": "stun:HOST:3478"}]
-    #[arg(long, env = "ICE_SERVERS", value_name = "JSON", hide_env_values = true)]
-    ice_servers: Option<IceServers>,
+    /// STUN and TURN servers for peers: JSON in the browser's form such as [{"urls": "stun:HOST:3478"}], or @FILE with it
+    #[arg(long, env = "ICE_SERVERS", value_name = "JSON", value_parser = secret, hide_env_values = true)]
+    ice_servers: Option<Secret<String>>,
     /// How long a room admits peers unless renewed, in seconds [default: 7200]
     #[arg(long, env = "WEBRTC_SERVER_ROOM_TTL", value_name = "SECONDS")]
     room_ttl: Option<u64>,
@@ -83,34 +84,6 @@ pub enum StoreKind {
     Redb,
     /// Nowhere.
     Memory,
-}
-
-/// The browser's list of ICE servers. Its `Debug` hides credentials.
-#[derive(Debug, Clone, Default)]
-struct IceServers(Vec<IceServer>);
-
-impl FromStr for IceServers {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let servers: Vec<IceServer> = serde_json::from_str(text)
-            .map_err(|error| format!(r#"not a list of ICE servers such as [{{"urls": "stun:HOST:3478"}}] (column {})"#, error.column()))?;
-        checked(servers)
-    }
-}
-
-fn checked(servers: Vec<IceServer>) -> Result<IceServers, String> {
-    let is_ice = |url: &String| ["stun:", "stuns:", "turn:", "turns:"].iter().any(|scheme| url.starts_with(scheme));
-    match servers.iter().flat_map(|server| &server.urls).find(|url| !is_ice(url)) {
-        Some(url) => Err(format!("{url} is no ICE server: it must begin with stun:, stuns:, turn: or turns:")),
-        None => Ok(IceServers(servers)),
-    }
-}
-
-impl<'de> Deserialize<'de> for IceServers {
-    /// In TOML a list of tables.
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        checked(Vec::deserialize(deserializer)?).map_err(de::Error::custom)
-    }
 }
 
 /// The `[server]` section.
@@ -167,6 +140,7 @@ impl Args {
             StoreKind::Memory => None,
             StoreKind::Redb => Some(self.data_dir.or(section.data_dir).map_or_else(|| config::data_dir("server"), Ok)?),
         };
+        let ice_servers = config::ice_servers("--ice-servers (ICE_SERVERS)", self.ice_servers.as_ref())?;
         let defaults = Config::default();
         let mut limits = section.limits;
         limits.sockets_per_address = self.sockets_per_address.unwrap_or(limits.sockets_per_address);
@@ -174,7 +148,7 @@ impl Args {
         let proxies = if self.trusted_proxies.is_empty() { section.trusted_proxies } else { self.trusted_proxies };
         let config = Config {
             data_dir,
-            ice_servers: self.ice_servers.unwrap_or(section.ice_servers).0,
+            ice_servers: ice_servers.unwrap_or(section.ice_servers.0),
             room_ttl: grant::checked_ttl(self.room_ttl.or(section.room_ttl), defaults.room_ttl)?,
             trusted_proxies: proxies.into_iter().map(|ip| ip.to_canonical()).collect(),
             limits,
@@ -182,6 +156,11 @@ impl Args {
         };
         Ok(Start { config, addresses })
     }
+}
+
+/// Any text: clap's own errors would quote the password in it.
+fn secret(text: &str) -> Result<Secret<String>, Infallible> {
+    Ok(Secret::new(text.to_owned()))
 }
 
 fn addresses(args: &Args, section: &Section) -> Result<Addresses, Failure> {
@@ -262,11 +241,9 @@ mod tests {
 
     #[test]
     fn wrong_values_die_at_the_door_without_their_secrets() {
-        for line in
-            [["--ice-servers", r#"[{"urls": "http://x", "credential": "canary"}]"#], ["--ice-servers", r#"[{"credential": "canary"}]"#]]
-        {
-            let error = Args::try_parse_from(["webrtc-server", line[0], line[1]]).unwrap_err();
-            assert!(error.to_string().contains("ICE server"), "{error}");
+        for json in [r#"[{"urls": "http://x", "credential": "canary"}]"#, r#"[{"credential": "canary"}]"#, "canary"] {
+            let failure = args(&["--store", "memory", "--ice-servers", json]).with(Section::default()).unwrap_err();
+            assert!(failure.message.starts_with("--ice-servers") && !failure.message.contains("canary"), "{failure}");
         }
         assert!(args(&["--room-ttl", "0", "--store", "memory"]).with(Section::default()).is_err());
         let parsed = args(&["--ice-servers", r#"[{"urls": "turn:t", "username": "u", "credential": "canary"}]"#]);

@@ -13,13 +13,17 @@ use serde::Deserialize;
 use shared::{
     domain::{
         error::{Code, Failure},
-        signal::IceServer,
+        ice::IceServers,
+        network::{Host, Interfaces, NetworkSettings, PortRange},
     },
     runtime::{config, shutdown::Shutdown, telemetry},
 };
 use tokio::sync::mpsc;
 
-use super::store::{self, StoreArgs};
+use super::{
+    network::NetworkArgs,
+    store::{self, StoreArgs},
+};
 use crate::{
     domain::{size::Size, trainer::TrainerSettings},
     runtime::{
@@ -105,15 +109,8 @@ struct RunArgs {
     /// Days that jobs, results and packages stay which nobody uses; fetched results stay one day [default: 14]
     #[arg(long, value_name = "DAYS")]
     keep_days: Option<u32>,
-    /// STUN and TURN servers as JSON, in the browser's form: one object or a list
-    #[arg(long, env = "ICE_SERVERS", value_name = "JSON", value_parser = parse_ice_servers)]
-    ice_servers: Option<IceServers>,
-    /// Uses relayed connections only
-    #[arg(long)]
-    relay_only: bool,
-    /// Address to bind UDP sockets to, such as 192.0.2.7:0; may be given several times [default: every interface]
-    #[arg(long, value_name = "ADDR")]
-    bind: Vec<SocketAddr>,
+    #[command(flatten)]
+    network: NetworkArgs,
     /// Configuration file [default: ./webrtc-connect.toml, then the user's]
     #[arg(long, env = "WEBRTC_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -126,28 +123,6 @@ struct RunArgs {
     /// More log lines on stderr; twice for everything
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(transparent)]
-struct IceServers(Vec<IceServer>);
-
-/// `ICE_SERVERS`: one object or a list, in the browser's form.
-fn parse_ice_servers(text: &str) -> Result<IceServers, String> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum OneOrMany {
-        One(IceServer),
-        Many(Vec<IceServer>),
-    }
-    match serde_json::from_str(text) {
-        Ok(OneOrMany::One(server)) => Ok(IceServers(vec![server])),
-        Ok(OneOrMany::Many(servers)) => Ok(IceServers(servers)),
-        Err(_) => {
-            Err(r#"it must be JSON such as [{"urls": "stun:HOST:3478"}] or {"urls": "turn:HOST:3478", "username": "…", "credential": "…"}"#
-                .to_owned())
-        }
-    }
 }
 
 /// The `[worker]` section of the configuration file.
@@ -163,9 +138,13 @@ pub(super) struct Section {
     pub(super) quota: Option<Size>,
     sharing: Option<bool>,
     keep_days: Option<u32>,
-    ice_servers: Option<Vec<IceServer>>,
+    ice_servers: Option<IceServers>,
     relay_only: Option<bool>,
+    advertise_ip: Option<Host>,
+    udp_ports: Option<PortRange>,
+    interfaces: Option<Interfaces>,
     bind: Vec<SocketAddr>,
+    ca_file: Option<PathBuf>,
     sleap_nn: Option<Vec<String>>,
     sleap_train: Option<Vec<String>>,
     trainer_env: Vec<String>,
@@ -237,15 +216,22 @@ fn configure(args: RunArgs) -> Result<AgentConfig, Failure> {
     })?;
     let exe = std::env::current_exe().map_err(|error| Failure::new(Code::Internal, format!("this program cannot find itself: {error}")))?;
     let data_dir = data_dir(args.data_dir.or(section.data_dir))?;
+    let from_file = NetworkSettings {
+        ice_servers: section.ice_servers.map(|servers| servers.0),
+        relay_only: section.relay_only,
+        advertise_ip: section.advertise_ip,
+        udp_ports: section.udp_ports,
+        interfaces: section.interfaces,
+        bind: section.bind,
+        ca_file: section.ca_file,
+    };
     Ok(AgentConfig {
         server,
         room_file: args.room_file.or(section.room_file).unwrap_or_else(|| data_dir.join("room.json")),
         data_dir,
         name: args.name.or(section.name).unwrap_or_else(host_name),
         room_ttl: args.room_ttl.or(section.room_ttl),
-        ice_servers: args.ice_servers.map(|servers| servers.0).or(section.ice_servers).unwrap_or_default(),
-        bind: if args.bind.is_empty() { section.bind } else { args.bind },
-        relay_only: args.relay_only || section.relay_only.unwrap_or(false),
+        network: args.network.settings()?.or(from_file).decide()?,
         parallel: args.parallel.or(section.parallel).unwrap_or(1),
         quota: args.quota.or(section.quota).map(|size| size.0),
         sharing: !args.no_sharing && section.sharing.unwrap_or(true),
@@ -316,12 +302,5 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn ice_servers_are_one_object_or_a_list() {
-        assert_eq!(parse_ice_servers(r#"{"urls":"stun:a"}"#).unwrap().0.len(), 1);
-        assert_eq!(parse_ice_servers(r#"[{"urls":"stun:a"},{"urls":["turn:b","turn:c"]}]"#).unwrap().0[1].urls.len(), 2);
-        assert!(parse_ice_servers("stun:a").unwrap_err().contains("must be JSON"));
     }
 }

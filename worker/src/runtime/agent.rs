@@ -4,7 +4,6 @@
 //! trainers belong to their runners. Killed and started again it goes on where it was.
 
 use std::{
-    net::SocketAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -18,6 +17,7 @@ use shared::{
         id::{PeerId, Secret},
         invite::{Grant, Invite},
         message::WorkerInfo,
+        network::Network,
         signal::{IceServer, Metadata, Role, SignIn, ToPeer, ToServer},
     },
     runtime::{
@@ -71,12 +71,8 @@ pub struct AgentConfig {
     pub name: String,
     /// How long a room lives without renewal; absent: the server's default.
     pub room_ttl: Option<u64>,
-    /// STUN and TURN servers; empty: the server's.
-    pub ice_servers: Vec<IceServer>,
-    /// Addresses to bind UDP sockets to; empty: all interfaces.
-    pub bind: Vec<SocketAddr>,
-    /// Relayed candidates only.
-    pub relay_only: bool,
+    /// How we may be reached.
+    pub network: Network,
     /// Jobs at the same time.
     pub parallel: usize,
     /// Bytes that packages may take on disk; absent: four fifths of what is free.
@@ -132,14 +128,7 @@ pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown
     gpus.look().await;
     let facts = Arc::new(Facts::new(&config, &identity, jobs.clone(), gpus.clone()));
     let desk = Desk::new(jobs.clone(), Arc::new(store), facts.clone(), stop.clone());
-    let mut bind = config.bind.clone();
-    if bind.is_empty() {
-        bind.push(SocketAddr::from(([0, 0, 0, 0], 0)));
-        if api.is_loopback() {
-            bind.push(SocketAddr::from(([127, 0, 0, 1], 0)));
-        }
-    }
-    let options = PeerOptions { ice_servers: config.ice_servers.clone(), bind, relay_only: config.relay_only, ..PeerOptions::default() };
+    let options = PeerOptions::new(&config.network, api.is_loopback())?;
     let agent = Agent { config, api, identity, desk, facts, options, events, shutdown: shutdown.clone() };
     let watching = stop.clone();
     shutdown.spawn(async move { watching.run_until_cancelled(watch(&gpus)).await });
@@ -252,7 +241,7 @@ impl Agent {
     }
 
     async fn registered(&mut self, seat: &mut Seat, expires_at: u64, ice_servers: Vec<IceServer>) {
-        if self.config.ice_servers.is_empty() {
+        if self.config.network.ice_servers.is_empty() {
             self.options.ice_servers = ice_servers;
         }
         let _ = seat.signal.send(ToServer::Renew).await;

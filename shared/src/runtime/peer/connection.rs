@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -22,11 +22,14 @@ use webrtc::{
 };
 
 use super::{
+    candidates::{Announcer, without_candidates},
     channel::Channel,
+    local::LocalAddrs,
     udp::{BufferedRuntime, granted_receive_buffer, route_mtu},
 };
 use crate::domain::{
     error::{Code, Failure},
+    network::{Host, Interfaces, Network, PortRange},
     route::{Route, RouteKind},
     signal::IceServer,
 };
@@ -53,8 +56,16 @@ const OVERHEAD: u32 = 85;
 pub struct PeerOptions {
     /// STUN and TURN servers.
     pub ice_servers: Vec<IceServer>,
-    /// Addresses to bind UDP sockets to; `0.0.0.0:0` means one for each interface but loopback.
+    /// Addresses to bind UDP sockets to, instead of those of the interfaces.
     pub bind: Vec<SocketAddr>,
+    /// The interfaces to use.
+    pub interfaces: Interfaces,
+    /// The UDP ports to use; absent: any.
+    pub udp_ports: Option<PortRange>,
+    /// The address that host candidates carry instead of the local one.
+    pub advertise: Option<Host>,
+    /// The other side may be on this machine, so loopback is a way to it.
+    pub here: bool,
     /// Use relayed candidates only.
     pub relay_only: bool,
     /// The SCTP receive window in bytes; narrower where the socket buffers are small.
@@ -65,6 +76,29 @@ pub struct PeerOptions {
     pub near: bool,
     /// Bytes that may be under way on one channel; absent: little. Whoever sets it holds back by himself.
     pub send_limit: Option<usize>,
+}
+
+impl PeerOptions {
+    /// As the configuration has it. `here`: the signaling server is on this machine, so the other side may be, too.
+    ///
+    /// # Errors
+    /// [`Code::BadFile`] for certificates that cannot be read.
+    pub fn new(network: &Network, here: bool) -> Result<Self, Failure> {
+        Ok(PeerOptions {
+            ice_servers: network.ice_servers.clone(),
+            bind: network.bind.clone(),
+            interfaces: network.interfaces.clone(),
+            udp_ports: network.udp_ports,
+            advertise: network.advertise.clone(),
+            here,
+            relay_only: network.relay_only,
+            ..PeerOptions::default()
+        })
+    }
+
+    fn local_addrs(&self) -> LocalAddrs {
+        LocalAddrs { bind: self.bind.clone(), interfaces: self.interfaces.clone(), ports: self.udp_ports, here: self.here }
+    }
 }
 
 /// The longest SCTP packet that a path carries, once something is known of it. Clones share it.
@@ -124,34 +158,22 @@ pub enum ConnectionState {
 /// A WebRTC peer connection with negotiated data channels.
 pub struct PeerConnection {
     inner: Arc<dyn Inner>,
+    announcer: Arc<Announcer>,
 }
 
 struct Handler {
     events: mpsc::Sender<PeerEvent>,
-    /// Each host candidate is announced twice (once a component); the second adds nothing.
-    announced: Mutex<Vec<String>>,
+    announcer: Arc<Announcer>,
 }
 
 #[async_trait::async_trait]
 impl PeerConnectionEventHandler for Handler {
     async fn on_ice_candidate(&self, event: RTCPeerConnectionIceEvent) {
-        let Ok(init) = event.candidate.to_json() else { return };
-        let known = {
-            let key = format!("{} {} {}", event.candidate.address, event.candidate.port, event.candidate.typ);
-            let mut announced = self.announced.lock().expect("no panic happens under this lock");
-            let known = announced.contains(&key);
-            if !known {
-                announced.push(key);
+        for candidate in self.announcer.announce(&event.candidate) {
+            let Ok(value) = candidate.to_json().map_err(drop).and_then(|init| serde_json::to_value(&init).map_err(drop)) else { continue };
+            if self.events.try_send(PeerEvent::Candidate(value)).is_err() {
+                tracing::debug!("a candidate was not sent: its reader is gone or far behind");
             }
-            known
-        };
-        if known {
-            return;
-        }
-        if let Ok(value) = serde_json::to_value(&init)
-            && self.events.try_send(PeerEvent::Candidate(value)).is_err()
-        {
-            tracing::debug!("a candidate was not sent: its reader is gone or far behind");
         }
     }
 
@@ -176,14 +198,14 @@ impl PeerConnection {
     /// [`Code::NoConnection`] when no socket can be bound, [`Code::InvalidRequest`] for an ICE server that cannot be used.
     pub async fn new(options: &PeerOptions, channels: &[ChannelSpec]) -> Result<(Self, mpsc::Receiver<PeerEvent>, Vec<Channel>), Failure> {
         let (event_tx, events) = mpsc::channel(256);
-        let handler = Handler { events: event_tx, announced: Mutex::new(Vec::new()) };
-        let bind: Vec<SocketAddr> = if options.bind.is_empty() { vec![SocketAddr::from(([0, 0, 0, 0], 0))] } else { options.bind.clone() };
+        let announcer = Arc::new(Announcer::new(options.advertise.clone(), options.here));
+        let handler = Handler { events: event_tx, announcer: announcer.clone() };
         let builder = PeerConnectionBuilder::new()
             .with_configuration(configuration(options))
             .with_setting_engine(settings(options.receive_window, options.path_mtu.get().unwrap_or(EVERYWHERE_MTU)))
             .with_handler(Arc::new(handler))
             .with_runtime(Arc::new(BufferedRuntime::new()))
-            .with_udp_addrs(bind)
+            .with_udp_addrs(vec![options.local_addrs()])
             .with_data_channel_send_buffer_limit(options.send_limit.unwrap_or(SEND_LIMIT));
         // Boxed: the crate's future has 20 kB, and every future that awaits it would have them, too.
         let inner = Box::pin(builder.build()).await.map_err(|error| failed("a peer connection could not be made", &error))?;
@@ -197,7 +219,7 @@ impl PeerConnection {
                 .map_err(|error| failed("a data channel could not be made", &error))?;
             made.push(Channel::new(channel, spec.label, spec.capacity));
         }
-        Ok((PeerConnection { inner }, events, made))
+        Ok((PeerConnection { inner, announcer }, events, made))
     }
 
     /// Makes the offer (SDP) and starts gathering candidates.
@@ -297,9 +319,14 @@ impl PeerConnection {
     }
 
     async fn set_local(&self, description: RTCSessionDescription) -> Result<String, Failure> {
+        // This is what starts gathering.
+        self.announcer.look_up().await;
+        self.announcer.begin();
         self.inner.set_local_description(description).await.map_err(|error| failed("the session description cannot be used", &error))?;
         let local = self.inner.local_description().await;
-        local.map(|description| description.sdp).ok_or_else(|| Failure::new(Code::Internal, "there is no local description"))
+        local
+            .map(|description| without_candidates(&description.sdp))
+            .ok_or_else(|| Failure::new(Code::Internal, "there is no local description"))
     }
 }
 

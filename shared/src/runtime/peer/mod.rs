@@ -3,6 +3,8 @@
 //! * [`connection`]: one [`PeerConnection`] with its negotiated channels, its events and its route
 //! * [`channel`]: one data channel as a sender and a receiver with back-pressure
 //! * [`stun`]: STUN and TURN messages for probes
+//! * `local`: which addresses and ports it binds
+//! * `candidates`: what it tells the other side about them
 //! * `udp`: the crate's runtime with socket buffers that fit the window
 //!
 //! The settings and their reasons (measured on 0.21.1): UDP socket buffers of 4 MiB, or as much as the kernel gives, because
@@ -13,9 +15,11 @@
 //! senders have a window of their own). `close()` drops what was not sent yet:
 //! whoever uses a channel ends with an acknowledgement of its own.
 
+mod candidates;
 pub mod channel;
 pub mod connection;
 pub mod stun;
+mod local;
 mod udp;
 
 pub use channel::{Channel, ChannelSender};

@@ -15,6 +15,8 @@ use std::{
 use rustix::net::sockopt;
 use webrtc::runtime::{AsyncInterval, AsyncTcpListener, AsyncTcpStream, AsyncUdpSocket, JoinHandle, Runtime, TokioRuntime};
 
+use super::local::bound;
+
 /// What we ask the kernel for, in bytes; stock Linux gives 208 KiB of it.
 const SOCKET_BUFFER: usize = 4 << 20;
 
@@ -74,6 +76,7 @@ impl Runtime for BufferedRuntime {
     }
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        bound(socket.local_addr()?);
         if let Err(error) = widen(&socket) {
             tracing::debug!(%error, "the UDP socket keeps its default buffers");
         }
