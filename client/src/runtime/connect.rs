@@ -3,6 +3,8 @@
 //! Before the first success a refusal ends it, and so does an unreachable server: the user mistyped something and should know at
 //! once; only an absent or busy worker is waited for, a while. After the first success nothing but a refusal for good ends it.
 
+mod doctor;
+
 use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};

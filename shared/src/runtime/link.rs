@@ -3,9 +3,13 @@
 //! * `establish`: offer or answer, candidates both ways, until channel 0 is open and both certificates are known
 //! * [`dial`]: the client's control connection: sealed offer through the server, then the handshake of [`super::seal`]
 //! * [`Answerer`]: the worker's side of it, one task an offer, a bounded number at a time
+//! * [`ask`], [`try_out`], [`Question`]: what doctor asks the worker through the server, and a connection for its own sake
 //! * [`dial_bulk`], [`answer_bulk`]: a further connection for file bytes, described over the control connection
 //!
 //! No application byte is read from or written to a connection before its other side has proved itself.
+
+mod question;
+mod trial;
 
 use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
@@ -17,6 +21,10 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use self::{
+    question::Question,
+    trial::{Trial, ask, try_out},
+};
 use super::{
     identity::Identity,
     peer::{Channel, ChannelSpec, ConnectionState, PathMtu, PeerConnection, PeerEvent, PeerOptions},
@@ -346,6 +354,7 @@ pub struct Answerer {
     links: mpsc::Sender<(PeerId, Link)>,
     slots: Arc<Semaphore>,
     attempts: HashMap<(PeerId, String), mpsc::Sender<Description>>,
+    questions: Option<mpsc::Sender<Question>>,
 }
 
 impl Answerer {
@@ -359,7 +368,7 @@ impl Answerer {
         links: mpsc::Sender<(PeerId, Link)>,
     ) -> Self {
         let slots = Arc::new(Semaphore::new(UNPROVEN));
-        Answerer { room, me, room_secret, identity, signal, links, slots, attempts: HashMap::new() }
+        Answerer { room, me, room_secret, identity, signal, links, slots, attempts: HashMap::new(), questions: None }
     }
 
     /// Takes a message from the server; what is no offer or candidate of a client with an invite is refused or ignored.
@@ -373,6 +382,7 @@ impl Answerer {
                 }
             }
             ToPeer::Candidate { sender, candidate } => self.handle_candidate(sender, &candidate),
+            ToPeer::PeerMessage { from_peer_id, payload, .. } => self.handle_question(from_peer_id, &payload, options).await,
             // What it began and did not end would hold its place until the deadline; what is established does not need this way.
             ToPeer::PeerLeft { peer_id } => self.attempts.retain(|(peer, _), _| *peer != peer_id),
             _ => {}

@@ -1,8 +1,11 @@
 //! The peers' side of the signaling server: its REST calls, and one WebSocket that comes back after every break.
 //!
 //! * [`Api`]: anonymous sign-in, room creation
+//! * [`Api::health`], [`Api::greet`]: what doctor asks
 //! * [`connect`]: a task that registers, relays both ways, and reconnects with full jitter; it gives up only when the server
 //!   says that trying again is pointless (no such room, id taken, …)
+
+mod health;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,6 +29,8 @@ use crate::domain::{
     id::{PeerId, RoomId, Secret},
     signal::{self, CreateRoom, CreatedRoom, IceServer, MAX_MESSAGE, Metadata, PeerInfo, Role, SignIn, ToPeer, ToServer},
 };
+
+pub use self::health::Health;
 
 const HTTP_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);

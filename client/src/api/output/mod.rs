@@ -179,6 +179,17 @@ pub fn hint(message: &str) {
     eprint_block(&format!("{}\n", text::line(message)));
 }
 
+/// Prints lines on stdout.
+pub fn sheet(lines: &[Line]) {
+    print_summary(lines);
+}
+
+/// Prints one JSON object on stdout.
+pub fn object(object: &serde_json::Value) {
+    // Nothing can be done for a closed stdout.
+    let _ = writeln!(std::io::stdout().lock(), "{object}");
+}
+
 /// Prints that something is broken.
 pub fn alarm(message: &str) {
     eprint_line("error:", &text::line(message), Style::new().red().bold());

@@ -18,8 +18,8 @@
 mod candidates;
 pub mod channel;
 pub mod connection;
-pub mod stun;
 mod local;
+pub mod stun;
 mod udp;
 
 pub use channel::{Channel, ChannelSender};

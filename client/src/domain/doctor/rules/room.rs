@@ -13,7 +13,7 @@ pub(super) fn settings(seen: &Examination) -> Option<Found> {
 }
 
 /// The first step to the server that failed, if it is of this layer.
-fn failed<'a>(seen: &'a Examination, layer: impl Fn(Layer) -> bool) -> Option<(&'a str, &'a Step)> {
+fn failed(seen: &Examination, layer: impl Fn(Layer) -> bool) -> Option<(&str, &Step)> {
     let step = seen.steps.iter().find(|step| step.outcome != Outcome::Ok)?;
     layer(step.layer).then_some((seen.server.as_deref().unwrap_or("the signaling server"), step))
 }

@@ -22,7 +22,7 @@ fn find<'a>(seen: &'a Examination, wanted: impl Fn(&Report, &Finding) -> bool) -
     }
 }
 
-fn turn<'a>(seen: &'a Examination, wanted: impl Fn(&Outcome) -> bool) -> Option<(Side, &'a Finding)> {
+fn turn(seen: &Examination, wanted: impl Fn(&Outcome) -> bool) -> Option<(Side, &Finding)> {
     find(seen, |_, finding| finding.service == Service::Turn && wanted(&finding.outcome))
 }
 
