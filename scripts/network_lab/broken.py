@@ -20,7 +20,7 @@ from world import SIGNAL_PORT, World
 NAT = "port-restricted"
 NOBODY = "198.51.100.250"
 """A public address that nobody has: what is sent there vanishes."""
-PROXY_PORT = 8080
+LATE_PORT, STRANGER_PORT = 8080, 8081
 
 
 @dataclasses.dataclass
@@ -47,6 +47,8 @@ class Broken:
     cause: str
     side: str
     build: Callable[[World, contextlib.ExitStack], Visit]
+    says: str = ""
+    """Words of the verdict."""
 
 
 def both(world: World) -> Pair:
@@ -108,18 +110,18 @@ def relay(world: World, authority: object, *more: str) -> Iterator[Turn]:
 def certificate(name: str | None = None, days: int = 2, trusted: bool = True) -> Callable[[World, contextlib.ExitStack], Visit]:
     """TURN over TLS only, behind firewalls without UDP, with a certificate that is no good."""
     def build(world: World, stack: contextlib.ExitStack) -> Visit:
-        issuer = Issuer(world.authority, name or "relay.lab.test", days, addresses=name is None)
+        authority = world.authority if trusted else CertificateAuthority(world.folder / "another-ca")
+        issuer = Issuer(authority, name or "relay.lab.test", days, addresses=name is None)
         turn = stack.enter_context(relay(world, issuer))
         user, password = turn.credentials()
         ice = [{"urls": [f"turns:{turn.host.v4}:{TLS_PORT}?transport=tcp"], "username": user, "credential": password}]
-        nothing = {} if trusted else {"WEBRTC_CA_FILE": ""}
-        return Visit(fenced("udp-dropped", "udp-dropped")(world), ice, nothing, nothing)
+        return Visit(fenced("udp-dropped", "udp-dropped")(world), ice)
     return build
 
 
 def quota(world: World, stack: contextlib.ExitStack) -> Visit:
     """A TURN server with one place, which is taken."""
-    turn = stack.enter_context(relay(world, world.authority, "--user-quota=1", "--total-quota=1"))
+    turn = stack.enter_context(relay(world, world.authority, "--user-quota=1", "--total-quota=1", "--verbose"))
     user, password = turn.credentials()
     url = f"turn:{turn.host.v4}:{PORT}?transport=udp"
     holder = world.host("holder").join(world.internet)
@@ -184,8 +186,8 @@ def symmetric(world: World, _: contextlib.ExitStack) -> Visit:
     return Visit(behind("symmetric", "symmetric")(world), stun(world))
 
 
-LATE = [str(Path(__file__).with_name("late.py")), str(PROXY_PORT), "127.0.0.1", str(SIGNAL_PORT), "600"]
-STRANGER = ["-m", "http.server", str(PROXY_PORT)]
+LATE = [str(Path(__file__).with_name("late.py")), str(LATE_PORT), "127.0.0.1", str(SIGNAL_PORT), "600"]
+STRANGER = ["-m", "http.server", str(STRANGER_PORT)]
 
 SETUPS = [
     Broken("the worker's network drops UDP", "udp-blocked", "worker", blocked(None, "udp-dropped")),
@@ -195,13 +197,13 @@ SETUPS = [
     Broken("the STUN server's name does not exist", "stun-name", "both", urls("stun:nowhere.lab.test:3478")),
     Broken("wrong TURN credentials", "turn-credentials", "both", credentials(secret="another secret")),
     Broken("expired TURN credentials", "turn-expired", "both", credentials(lifetime=-600)),
-    Broken("TURN certificate of an unknown authority", "turn-certificate", "both", certificate(trusted=False)),
-    Broken("TURN certificate expired", "turn-certificate", "both", certificate(days=0)),
-    Broken("TURN certificate for another name", "turn-certificate", "both", certificate(name="other.lab.test")),
+    Broken("TURN certificate of an unknown authority", "turn-certificate", "both", certificate(trusted=False), "signed by nobody"),
+    Broken("TURN certificate expired", "turn-certificate", "both", certificate(days=0), "has expired"),
+    Broken("TURN certificate for another name", "turn-certificate", "both", certificate(name="other.lab.test"), "for another name"),
     Broken("the signaling server is down", "server-unreachable", "between", no_server),
     Broken("the invite has a wrong port", "server-unreachable", "between", plain(invite=server_at(8001))),
-    Broken("another program at the server's address", "server-strange", "between", served(STRANGER, PROXY_PORT)),
-    Broken("a clock is ten minutes off", "clock", "client", served(LATE, PROXY_PORT)),
+    Broken("another program at the server's address", "server-strange", "between", served(STRANGER, STRANGER_PORT)),
+    Broken("a clock is ten minutes off", "clock", "client", served(LATE, LATE_PORT), "Your clock is"),
     Broken("the room is gone", "room-gone", "client", plain(invite=lambda invite: {**invite, "r": "0" * 32})),
     Broken("the worker is gone", "worker-gone", "worker", plain(meanwhile=lambda worker: worker.kill())),
     Broken("wrong secret in the invite", "wrong-invite", "client", plain(invite=other("k"))),

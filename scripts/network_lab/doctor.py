@@ -39,7 +39,8 @@ class Result:
     @property
     def right(self) -> bool:
         """Whether the cause and its side come first, in time."""
-        return not self.error and self.causes[:1] == [self.setup.cause] and self.side == self.setup.side and self.seconds <= LONGEST
+        named = self.causes[:1] == [self.setup.cause] and self.side == self.setup.side and self.setup.says in self.verdict
+        return named and not self.error and self.seconds <= LONGEST
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
