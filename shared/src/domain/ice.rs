@@ -328,7 +328,7 @@ mod tests {
             (r#"{"urls": "stun:a", "credential": {"canary": 1}}"#, "\"credential\" must be text"),
             (r#"["canary"]"#, "server 1: it must be an object"),
             (r#""canary""#, "it must be such as"),
-            (r#"[{"credential": "canary", }]"#, "not JSON (line 1, column 26)"),
+            (r#"[{"credential": "canary", }]"#, "not JSON (line 1, column 27)"),
             ("stun:a", "not JSON"),
             ("", "not JSON"),
             (&long, "at most 32"),

@@ -2,7 +2,10 @@
 
 use std::{convert::Infallible, net::SocketAddr, path::PathBuf};
 
-use clap::Args;
+use clap::{
+    Args,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 use shared::{
     domain::{
         error::Failure,
@@ -52,7 +55,7 @@ pub struct NetworkArgs {
     pub bind: Vec<SocketAddr>,
 
     /// Certificates (PEM) to trust in a TURN server over TLS, besides the system's
-    #[arg(long, env = "WEBRTC_CA_FILE", value_name = "FILE", help_heading = "Network")]
+    #[arg(long, env = "WEBRTC_CA_FILE", value_name = "FILE", value_parser = OsStringValueParser::new().map(PathBuf::from), help_heading = "Network")]
     pub ca_file: Option<PathBuf>,
 }
 

@@ -3,13 +3,17 @@
 //! * each once: the crate announces them for two components
 //! * with an advertised address, host candidates carry it instead of the local one
 
-use std::{net::IpAddr, sync::Mutex, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{net::lookup_host, time::timeout};
 use webrtc::peer_connection::{RTCIceCandidate, RTCIceCandidateType};
 
-use super::local::is_loopback;
-use crate::domain::network::Host;
+use super::{local::is_loopback, turn::Streams};
+use crate::domain::{ice::IceTransport, network::Host};
 
 /// How long a look-up of the advertised name may hold up a connection.
 const LOOK_UP: Duration = Duration::from_secs(3);
@@ -20,6 +24,7 @@ pub(super) struct Announcer {
     advertise: Option<Host>,
     /// Loopback addresses are announced as they are: the other side may be on this machine.
     here: bool,
+    streams: Arc<Streams>,
     state: Mutex<State>,
 }
 
@@ -27,11 +32,13 @@ pub(super) struct Announcer {
 struct State {
     addresses: Vec<IpAddr>,
     announced: Vec<String>,
+    /// Our relayed addresses whose servers are reached by a stream.
+    relays: Vec<(String, u16, IceTransport)>,
 }
 
 impl Announcer {
-    pub(super) fn new(advertise: Option<Host>, here: bool) -> Self {
-        Announcer { advertise, here, state: Mutex::default() }
+    pub(super) fn new(advertise: Option<Host>, here: bool, streams: Arc<Streams>) -> Self {
+        Announcer { advertise, here, streams, state: Mutex::default() }
     }
 
     /// Looks the advertised name up, as is done for each gathering. Where that fails, the last answer counts, or else the local addresses.
@@ -58,9 +65,12 @@ impl Announcer {
         self.state.lock().expect("no panic happens under this lock").announced.clear();
     }
 
-    /// What to announce for a local candidate; nothing if it was announced before.
-    pub(super) fn announce(&self, candidate: &RTCIceCandidate) -> Vec<RTCIceCandidate> {
+    /// What to announce for a local candidate that a server (or none) has given; nothing if it was announced before.
+    pub(super) fn announce(&self, candidate: &RTCIceCandidate, url: &str) -> Vec<RTCIceCandidate> {
         let mut state = self.state.lock().expect("no panic happens under this lock");
+        if let Some(transport) = self.streams.transport_of(url) {
+            state.relays.push((candidate.address.clone(), candidate.port, transport));
+        }
         let mut new = Vec::new();
         for candidate in self.advertised(candidate, &state.addresses) {
             let key = format!("{} {} {} {}", candidate.address, candidate.port, candidate.typ, candidate.protocol);
@@ -70,6 +80,13 @@ impl Announcer {
             }
         }
         new
+    }
+
+    /// How the server of one of our relayed candidates is reached, if by a stream.
+    pub(super) fn relay_transport(&self, candidate: &RTCIceCandidate) -> Option<IceTransport> {
+        let state = self.state.lock().expect("no panic happens under this lock");
+        let ours = |(address, port, _): &&(String, u16, IceTransport)| *address == candidate.address && *port == candidate.port;
+        state.relays.iter().find(ours).map(|(.., transport)| *transport).filter(|_| candidate.typ == RTCIceCandidateType::Relay)
     }
 
     fn advertised(&self, candidate: &RTCIceCandidate, addresses: &[IpAddr]) -> Vec<RTCIceCandidate> {
@@ -94,6 +111,11 @@ pub(super) fn without_candidates(sdp: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::peer::turn::{Patience, Trust};
+
+    fn advertising(host: &str, here: bool) -> Announcer {
+        Announcer::new(Some(host.parse().unwrap()), here, Arc::new(Streams::new(&[], &Trust::default(), &Patience::default())))
+    }
 
     fn candidate(typ: RTCIceCandidateType, address: &str) -> RTCIceCandidate {
         RTCIceCandidate { typ, address: address.into(), port: 5000, ..RTCIceCandidate::default() }
@@ -102,7 +124,7 @@ mod tests {
     async fn announced(announcer: &Announcer, typ: RTCIceCandidateType, address: &str) -> Vec<String> {
         announcer.look_up().await;
         announcer
-            .announce(&candidate(typ, address))
+            .announce(&candidate(typ, address), "")
             .into_iter()
             .map(|candidate| format!("{}:{}", candidate.address, candidate.port))
             .collect()
@@ -111,7 +133,7 @@ mod tests {
     #[tokio::test]
     async fn host_candidates_carry_the_advertised_address() {
         use RTCIceCandidateType::{Host as HostType, Relay, Srflx};
-        let announcer = Announcer::new(Some("203.0.113.10".parse().unwrap()), true);
+        let announcer = advertising("203.0.113.10", true);
         for (typ, address, expected) in [
             (HostType, "172.17.0.2", vec!["203.0.113.10:5000"]),
             // The same advertised address again.
@@ -126,15 +148,15 @@ mod tests {
         }
         announcer.begin();
         assert_eq!(announced(&announcer, HostType, "172.17.0.2").await, ["203.0.113.10:5000"]);
-        let elsewhere = Announcer::new(Some("203.0.113.10".parse().unwrap()), false);
+        let elsewhere = advertising("203.0.113.10", false);
         assert_eq!(announced(&elsewhere, HostType, "127.0.0.1").await, ["203.0.113.10:5000"]);
     }
 
     #[tokio::test]
     async fn a_name_is_looked_up_and_one_that_fails_leaves_the_local_address() {
-        let announcer = Announcer::new(Some("localhost".parse().unwrap()), false);
+        let announcer = advertising("localhost", false);
         assert_eq!(announced(&announcer, RTCIceCandidateType::Host, "10.0.0.1").await, ["127.0.0.1:5000"]);
-        let nowhere = Announcer::new(Some("no-such-host.invalid".parse().unwrap()), false);
+        let nowhere = advertising("no-such-host.invalid", false);
         assert_eq!(announced(&nowhere, RTCIceCandidateType::Host, "10.0.0.1").await, ["10.0.0.1:5000"]);
     }
 

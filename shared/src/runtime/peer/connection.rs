@@ -25,10 +25,13 @@ use super::{
     candidates::{Announcer, without_candidates},
     channel::Channel,
     local::LocalAddrs,
+    names,
+    turn::{Patience, Streams, Trust},
     udp::{BufferedRuntime, granted_receive_buffer, route_mtu},
 };
 use crate::domain::{
     error::{Code, Failure},
+    ice::{IceKind, IceTransport, IceUrl, check_ice_servers},
     network::{Host, Interfaces, Network, PortRange},
     route::{Route, RouteKind},
     signal::IceServer,
@@ -68,6 +71,10 @@ pub struct PeerOptions {
     pub here: bool,
     /// Use relayed candidates only.
     pub relay_only: bool,
+    /// Whom to trust as a TURN server over TLS.
+    pub trust: Trust,
+    /// Whether the faster ways to TURN servers have answered lately.
+    pub patience: Patience,
     /// The SCTP receive window in bytes; narrower where the socket buffers are small.
     pub receive_window: Option<u32>,
     /// How long its packets may be.
@@ -92,6 +99,7 @@ impl PeerOptions {
             advertise: network.advertise.clone(),
             here,
             relay_only: network.relay_only,
+            trust: network.ca_file.as_deref().map(Trust::with_file).transpose()?.unwrap_or_default(),
             ..PeerOptions::default()
         })
     }
@@ -177,7 +185,7 @@ struct Handler {
 #[async_trait::async_trait]
 impl PeerConnectionEventHandler for Handler {
     async fn on_ice_candidate(&self, event: RTCPeerConnectionIceEvent) {
-        for candidate in self.announcer.announce(&event.candidate) {
+        for candidate in self.announcer.announce(&event.candidate, &event.url) {
             let Ok(value) = candidate.to_json().map_err(drop).and_then(|init| serde_json::to_value(&init).map_err(drop)) else { continue };
             if self.events.try_send(PeerEvent::Candidate(value)).is_err() {
                 tracing::debug!("a candidate was not sent: its reader is gone or far behind");
@@ -206,13 +214,18 @@ impl PeerConnection {
     /// [`Code::NoConnection`] when no socket can be bound, [`Code::InvalidRequest`] for an ICE server that cannot be used.
     pub async fn new(options: &PeerOptions, channels: &[ChannelSpec]) -> Result<(Self, mpsc::Receiver<PeerEvent>, Vec<Channel>), Failure> {
         let (event_tx, events) = mpsc::channel(256);
-        let announcer = Arc::new(Announcer::new(options.advertise.clone(), options.here));
+        let servers = usable(&options.ice_servers);
+        let urls: Vec<IceUrl> = servers.iter().map(|(_, url)| url.clone()).collect();
+        names::prefetch(&urls).await;
+        let turn: Vec<IceUrl> = urls.into_iter().filter(|url| url.kind == IceKind::Turn).collect();
+        let streams = Arc::new(Streams::new(&turn, &options.trust, &options.patience));
+        let announcer = Arc::new(Announcer::new(options.advertise.clone(), options.here, streams.clone()));
         let handler = Handler { events: event_tx, announcer: announcer.clone() };
         let builder = PeerConnectionBuilder::new()
-            .with_configuration(configuration(options))
-            .with_setting_engine(settings(options.receive_window, options.path_mtu.get().unwrap_or(EVERYWHERE_MTU)))
+            .with_configuration(configuration(&servers, &streams, options.relay_only))
+            .with_setting_engine(settings(options))
             .with_handler(Arc::new(handler))
-            .with_runtime(Arc::new(BufferedRuntime::new()))
+            .with_runtime(Arc::new(BufferedRuntime::new(streams)))
             .with_udp_addrs(vec![options.local_addrs()])
             .with_data_channel_send_buffer_limit(options.send_limit.unwrap_or(SEND_LIMIT));
         // Boxed: the crate's future has 20 kB, and every future that awaits it would have them, too.
@@ -302,7 +315,12 @@ impl PeerConnection {
         // The selected pair is the one that carries bytes; the report has no link between the two.
         let rtt =
             report.candidate_pairs().max_by_key(|pair| pair.bytes_sent + pair.bytes_received).map(|pair| pair.current_round_trip_time);
-        Some(route_of(&local, &remote, rtt.unwrap_or_default()))
+        let mut route = route_of(&local, &remote, rtt.unwrap_or_default());
+        if let Some(transport) = self.announcer.relay_transport(&local) {
+            // How we reach the relay matters to whoever wonders why it is slow.
+            route.local = format!("{}/{} {}:{}", local.typ, transport.to_string().to_lowercase(), local.address, local.port);
+        }
+        Some(route)
     }
 
     /// What the path in use carries, if it is direct, and as far as the kernel knows its way: a local network or this machine itself. A
@@ -341,25 +359,41 @@ impl PeerConnection {
 /// SHA-256 of a DTLS certificate.
 pub type Fingerprint = [u8; 32];
 
-fn configuration(options: &PeerOptions) -> webrtc::peer_connection::RTCConfiguration {
-    let servers = options
-        .ice_servers
+/// The servers that can be used, each with its URL as we read it and as the crate is told it.
+///
+/// Those that the signaling server handed out are somebody else's input: what is wrong with one is its own loss.
+fn usable(servers: &[IceServer]) -> Vec<(&IceServer, IceUrl)> {
+    let mut usable = Vec::new();
+    for server in servers {
+        if let Err(why) = check_ice_servers(std::slice::from_ref(server)) {
+            tracing::warn!(why, "a STUN or TURN server cannot be used");
+            continue;
+        }
+        let urls = server.urls.iter().filter_map(|url| url.parse::<IceUrl>().ok());
+        // STUN over TCP or TLS tells nothing about UDP.
+        usable.extend(urls.filter(|url| url.kind == IceKind::Turn || url.transport == IceTransport::Udp).map(|url| (server, url)));
+    }
+    usable
+}
+
+fn configuration(servers: &[(&IceServer, IceUrl)], streams: &Streams, relay_only: bool) -> webrtc::peer_connection::RTCConfiguration {
+    let servers = servers
         .iter()
-        .map(|server| RTCIceServer {
-            urls: server.urls.clone(),
+        .map(|(server, url)| RTCIceServer {
+            urls: vec![streams.virtual_url(url).unwrap_or_else(|| url.to_string())],
             username: server.username.clone().unwrap_or_default(),
             credential: server.credential.as_ref().map(|secret| secret.expose().clone()).unwrap_or_default(),
         })
         .collect();
-    let policy = if options.relay_only { RTCIceTransportPolicy::Relay } else { RTCIceTransportPolicy::All };
+    let policy = if relay_only { RTCIceTransportPolicy::Relay } else { RTCIceTransportPolicy::All };
     RTCConfigurationBuilder::new().with_ice_servers(servers).with_ice_transport_policy(policy).build()
 }
 
-fn settings(receive_window: Option<u32>, mtu: u32) -> webrtc::peer_connection::SettingEngine {
+fn settings(options: &PeerOptions) -> webrtc::peer_connection::SettingEngine {
     let widest = if granted_receive_buffer() >= NARROW_BUFFER { u32::MAX } else { NARROW_WINDOW };
-    let window = receive_window.unwrap_or(WINDOW).min(widest);
+    let window = options.receive_window.unwrap_or(WINDOW).min(widest);
     SettingEngineBuilder::new()
-        .with_sctp_mtu(mtu)
+        .with_sctp_mtu(options.path_mtu.get().unwrap_or(EVERYWHERE_MTU))
         .with_multicast_dns_mode(MulticastDnsMode::Disabled)
         .with_sctp_max_receive_buffer_size(window)
         .with_sctp_max_message_size(SctpMaxMessageSize::Bounded(256 * 1024))
@@ -367,6 +401,8 @@ fn settings(receive_window: Option<u32>, mtu: u32) -> webrtc::peer_connection::S
         .with_ice_connection_attempts(Some(Duration::from_millis(20)), Some(150))
         .with_host_acceptance_min_wait(Some(Duration::ZERO))
         .with_prflx_acceptance_min_wait(Some(Duration::ZERO))
+        // Otherwise 2 s, in which a direct path may turn up.
+        .with_relay_acceptance_min_wait(options.relay_only.then_some(Duration::ZERO))
         .build()
 }
 
@@ -476,5 +512,26 @@ mod tests {
         }
         a.close().await;
         b.close().await;
+    }
+
+    #[tokio::test]
+    async fn candidates_carry_the_advertised_address_and_a_port_of_the_range() {
+        let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let options = PeerOptions {
+            bind: vec!["127.0.0.1:0".parse().unwrap()],
+            udp_ports: Some(port.to_string().parse().unwrap()),
+            advertise: Some("203.0.113.10".parse().unwrap()),
+            ..Default::default()
+        };
+        let failure = PeerConnection::new(&options, &CHANNELS).await.map(drop).unwrap_err();
+        assert!(failure.message.contains(&format!("all 1 UDP ports {port}-{port} of 127.0.0.1 are in use")), "{failure}");
+        drop(taken);
+        let (connection, mut events, _channels) = PeerConnection::new(&options, &CHANNELS).await.unwrap();
+        let sdp = connection.offer().await.unwrap();
+        assert!(!sdp.contains("127.0.0.1") && !sdp.contains("a=candidate"), "{sdp}");
+        let Some(PeerEvent::Candidate(candidate)) = events.recv().await else { panic!("no candidate") };
+        assert!(candidate["candidate"].as_str().unwrap().contains(&format!(" 203.0.113.10 {port} typ host")), "{candidate}");
+        connection.close().await;
     }
 }

@@ -5,6 +5,7 @@
 //! * [`stun`]: STUN and TURN messages for probes
 //! * `local`: which addresses and ports it binds
 //! * `candidates`: what it tells the other side about them
+//! * [`turn`]: TURN over TCP and TLS; `names`: the addresses of servers
 //! * `udp`: the crate's runtime with socket buffers that fit the window
 //!
 //! The settings and their reasons (measured on 0.21.1): UDP socket buffers of 4 MiB, or as much as the kernel gives, because
@@ -19,7 +20,9 @@ mod candidates;
 pub mod channel;
 pub mod connection;
 mod local;
+mod names;
 pub mod stun;
+pub mod turn;
 mod udp;
 
 pub use channel::{Channel, ChannelSender};

@@ -15,18 +15,27 @@ use std::{
 use rustix::net::sockopt;
 use webrtc::runtime::{AsyncInterval, AsyncTcpListener, AsyncTcpStream, AsyncUdpSocket, JoinHandle, Runtime, TokioRuntime};
 
-use super::local::bound;
+use super::{
+    local::bound,
+    names,
+    turn::{Streams, TurnSocket, virtual_addresses},
+};
+use crate::domain::network::Host;
 
 /// What we ask the kernel for, in bytes; stock Linux gives 208 KiB of it.
 const SOCKET_BUFFER: usize = 4 << 20;
 
-/// [`TokioRuntime`] whose UDP sockets have large buffers.
+/// [`TokioRuntime`] whose UDP sockets have large buffers, and lead to TURN servers over streams, too.
 #[derive(Debug)]
-pub(super) struct BufferedRuntime(TokioRuntime);
+pub(super) struct BufferedRuntime {
+    tokio: TokioRuntime,
+    streams: Arc<Streams>,
+}
 
 impl BufferedRuntime {
-    pub(super) fn new() -> Self {
-        BufferedRuntime(TokioRuntime)
+    /// With the TURN servers over TCP and TLS, if there are any.
+    pub(super) fn new(streams: Arc<Streams>) -> Self {
+        BufferedRuntime { tokio: TokioRuntime, streams }
     }
 }
 
@@ -68,11 +77,11 @@ type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 impl Runtime for BufferedRuntime {
     fn spawn(&self, future: BoxFuture<'static, ()>) -> Box<dyn JoinHandle> {
-        self.0.spawn(future)
+        self.tokio.spawn(future)
     }
 
     fn spawn_reactor(&self, reactor_pool_size: usize, future: BoxFuture<'static, ()>) -> Box<dyn JoinHandle> {
-        self.0.spawn_reactor(reactor_pool_size, future)
+        self.tokio.spawn_reactor(reactor_pool_size, future)
     }
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
@@ -80,35 +89,48 @@ impl Runtime for BufferedRuntime {
         if let Err(error) = widen(&socket) {
             tracing::debug!(%error, "the UDP socket keeps its default buffers");
         }
-        self.0.wrap_udp_socket(socket)
+        let socket = self.tokio.wrap_udp_socket(socket)?;
+        if self.streams.is_empty() {
+            return Ok(socket);
+        }
+        Ok(Arc::new(TurnSocket::new(socket, self.streams.clone())?))
     }
 
     fn wrap_tcp_listener(&self, listener: TcpListener) -> io::Result<Arc<dyn AsyncTcpListener>> {
-        self.0.wrap_tcp_listener(listener)
+        self.tokio.wrap_tcp_listener(listener)
     }
 
     fn connect_tcp<'a>(&'a self, remote_addr: SocketAddr) -> BoxFuture<'a, io::Result<Arc<dyn AsyncTcpStream>>> {
-        self.0.connect_tcp(remote_addr)
+        self.tokio.connect_tcp(remote_addr)
     }
 
     fn resolve_host<'a>(&'a self, host: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
-        self.0.resolve_host(host)
+        Box::pin(async move {
+            // The crate asks for IPv6 addresses without their brackets.
+            let (name, port) = host.rsplit_once(':').ok_or(io::ErrorKind::InvalidInput)?;
+            let port = port.parse().map_err(|_| io::ErrorKind::InvalidInput)?;
+            let host: Host = name.parse().map_err(|why: String| io::Error::new(io::ErrorKind::InvalidInput, why))?;
+            match host {
+                Host::Ip(ip) => Ok(virtual_addresses(ip, port).unwrap_or_else(|| vec![(ip, port).into()])),
+                host => names::resolve(&host, port).await,
+            }
+        })
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
-        self.0.sleep(duration)
+        self.tokio.sleep(duration)
     }
 
     fn interval(&self, period: Duration) -> Box<dyn AsyncInterval> {
-        self.0.interval(period)
+        self.tokio.interval(period)
     }
 
     fn block_on(&self, future: Pin<Box<dyn Future<Output = ()> + '_>>) {
-        self.0.block_on(future);
+        self.tokio.block_on(future);
     }
 
     fn yield_now(&self) -> BoxFuture<'static, ()> {
-        self.0.yield_now()
+        self.tokio.yield_now()
     }
 
     fn name(&self) -> &'static str {

@@ -12,7 +12,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustls_platform_verifier::Verifier;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
@@ -22,7 +21,7 @@ use tokio::{
 use tokio_rustls::{
     TlsConnector,
     client::TlsStream,
-    rustls::{self, ClientConfig, pki_types::ServerName},
+    rustls::{self, pki_types::ServerName},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -38,6 +37,7 @@ use crate::{
     runtime::peer::{
         PeerOptions,
         stun::{self, Credential, HEAD, Reply, Request, Transaction},
+        turn::Trust,
     },
 };
 
@@ -166,7 +166,7 @@ impl Way {
         if target.url.transport == IceTransport::Tcp {
             return Ok(Way::Stream { stream: Box::new(stream), local });
         }
-        let stream = secure(options, &target.url.host, stream).await?;
+        let stream = secure(&options.trust, &target.url.host, stream).await?;
         Ok(Way::Stream { stream: Box::new(stream), local })
     }
 
@@ -304,18 +304,16 @@ pub(super) fn internal(failure: Failure) -> Outcome {
 }
 
 /// TLS over a connection, with the certificate checked.
-pub(super) async fn secure(options: &PeerOptions, host: &Host, stream: TcpStream) -> Result<TlsStream<TcpStream>, Outcome> {
-    let _ = options;
+pub(super) async fn secure(trust: &Trust, host: &Host, stream: TcpStream) -> Result<TlsStream<TcpStream>, Outcome> {
     let strange = |detail: String| Outcome::Tls { fault: TlsFault::Other, detail };
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = Verifier::new(provider.clone()).map_err(|error| strange(error.to_string()))?;
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let config = config.map_err(|error| strange(error.to_string()))?.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+    let trust = trust.clone();
+    // Files are read, the first time.
+    let config = tokio::task::spawn_blocking(move || trust.config()).await.map_err(|error| strange(error.to_string()))?;
     let name = match host {
         Host::Ip(ip) => ServerName::IpAddress((*ip).into()),
-        Host::Name(name) => ServerName::try_from(name.clone()).map_err(|error| strange(error.to_string()))?,
+        Host::Name(name) => ServerName::try_from(name.trim_end_matches('.').to_owned()).map_err(|error| strange(error.to_string()))?,
     };
-    let connecting = TlsConnector::from(Arc::new(config.with_no_client_auth())).connect(name, stream);
+    let connecting = TlsConnector::from(config.map_err(strange)?).connect(name, stream);
     connecting.await.map_err(|error| match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
         Some(error) => Outcome::Tls { fault: fault_of(error), detail: error.to_string() },
         None if error.kind() == io::ErrorKind::UnexpectedEof => strange("the server breaks off the handshake".to_owned()),
@@ -330,7 +328,8 @@ fn fault_of(error: &rustls::Error) -> TlsFault {
         Certificate::Expired | Certificate::ExpiredContext { .. } => TlsFault::Expired,
         Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => TlsFault::NotYetValid,
         Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => TlsFault::WrongName,
-        Certificate::UnknownIssuer => TlsFault::Untrusted,
+        // Another authority of the same name has signed it.
+        Certificate::UnknownIssuer | Certificate::BadSignature => TlsFault::Untrusted,
         _ => TlsFault::Other,
     }
 }

@@ -11,7 +11,7 @@ use super::{LONGEST, ask};
 use crate::{
     domain::probe::{Layer, Outcome, Step},
     runtime::{
-        peer::PeerOptions,
+        peer::turn::Trust,
         signal::{Api, Health},
     },
 };
@@ -44,7 +44,7 @@ async fn walk(api: &Api, steps: &mut Vec<Step>) -> Option<i64> {
     };
     let stream = step(steps, Layer::Tcp, connecting).await?;
     if secure {
-        step(steps, Layer::Tls, ask::secure(&PeerOptions::default(), &host, stream)).await?;
+        step(steps, Layer::Tls, ask::secure(&Trust::default(), &host, stream)).await?;
     }
     let Health { date } = step(steps, Layer::Http, async { api.health().await.map_err(|detail| Outcome::Strange { detail }) }).await?;
     step(steps, Layer::WebSocket, async { api.greet().await.map_err(|detail| Outcome::Strange { detail }) }).await;
