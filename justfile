@@ -25,6 +25,10 @@ demo *ARGS:
 e2e-sleap *ARGS:
     scripts/e2e-sleap {{ARGS}}
 
+# NATs, firewalls and breaks in network namespaces: nats, matrix, cuts, moves, server-restart
+lab *ARGS:
+    scripts/lab {{ARGS}}
+
 # Format the source
 fmt:
     cargo fmt --all

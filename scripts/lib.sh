@@ -125,6 +125,18 @@ need_link() {
     command -v ip >/dev/null || ensure_debian iproute2
 }
 
+# need_lab: what scripts/lab calls: routers' rules, namespaces, certificates, a TURN server.
+need_lab() {
+    need_command unshare "it is in util-linux"
+    need_command nsenter "it is in util-linux"
+    # Programs of the administrator's that everybody may call.
+    local PATH="$PATH:/usr/sbin:/sbin"
+    command -v ip >/dev/null || ensure_debian iproute2
+    command -v nft >/dev/null || ensure_debian nftables
+    command -v openssl >/dev/null || ensure_debian openssl
+    command -v turnserver >/dev/null || ensure_debian coturn
+}
+
 # build_link: builds the engine of scripts/link and prints its path. With the whole workspace, so that it takes no other features of the
 # large crates than the programs do, which would build them a second time.
 build_link() {
