@@ -5,9 +5,13 @@ use shared::domain::{
     route::{Route, RouteKind},
 };
 
-/// A route in a few words: `direct, through NAT, round trip 12 ms`.
+/// A route in a few words: `direct, through NAT, round trip 12 ms`, `relayed over TCP, round trip 41 ms`.
 pub fn words(route: &Route) -> String {
-    if route.rtt > 0.0 { format!("{}, round trip {}", route.kind, milliseconds(route.rtt * 1000.0)) } else { route.kind.to_string() }
+    // A local candidate of a relay says how the relay is reached, such as `relay/tcp 203.0.113.1:50000`.
+    let over = route.local.split(' ').next().and_then(|kind| kind.strip_prefix("relay/"));
+    let over = over.map(|transport| format!(" over {}", transport.to_uppercase())).unwrap_or_default();
+    let round_trip = if route.rtt > 0.0 { format!(", round trip {}", milliseconds(route.rtt * 1000.0)) } else { String::new() };
+    format!("{}{over}{round_trip}", route.kind)
 }
 
 /// A short time: `0.4 ms`, `41 ms`.
@@ -98,7 +102,8 @@ mod tests {
         assert_eq!(why_not_better(&route, Some(&plain), Some(&plain)), None);
         assert_eq!(words(&route), "direct, round trip 41 ms");
         assert_eq!(words(&Route { rtt: 0.0004, ..route.clone() }), "direct, round trip 0.4 ms");
-        let relayed = Route { kind: RouteKind::Relayed, ..route };
+        let relayed = Route { kind: RouteKind::Relayed, local: "relay/tcp 203.0.113.1:5".into(), ..route };
+        assert_eq!(words(&relayed), "relayed over TCP, round trip 41 ms");
         assert!(why_not_better(&relayed, None, None).unwrap().contains("doctor"));
     }
 }
