@@ -97,7 +97,7 @@ fn help_has_examples_and_exit_codes() {
     let user = User::new();
     let short = user.says(&["-h"]);
     assert_eq!((short.code, short.stderr.as_str()), (0, ""));
-    for command in ["train", "status", "watch", "stop", "cancel", "fetch", "workers"] {
+    for command in ["train", "doctor", "status", "watch", "stop", "cancel", "fetch", "workers"] {
         assert!(short.stdout.contains(&format!("\n  {command} ")), "{}", short.stdout);
         let help = user.says(&[command, "--help"]);
         assert!(help.code == 0 && help.stdout.contains("Exit codes:") && help.stdout.contains("--invite-file"), "{}", help.stdout);
@@ -190,6 +190,42 @@ fn the_configuration_file_is_read_and_its_faults_named() {
     heard(ice).refuses(2, "ICE_SERVERS is not in the browser's form");
 }
 
+#[test]
+fn doctor_says_what_is_wrong_first_and_ends_with_11() {
+    let user = User::new();
+    let invite = user.file("invite.txt", invite());
+    let invite = invite.to_str().unwrap();
+    let said = user.says(&["doctor", "--invite-file", invite]);
+    let lines: Vec<&str> = said.stdout.lines().collect();
+    assert_eq!((said.code, lines[0]), (11, "Nothing listens at the signaling server's address http://127.0.0.1:9."), "{}", said.stdout);
+    assert!(lines[1].starts_with("  Start webrtc-server there") && lines.iter().all(|line| line.chars().count() <= 80), "{}", said.stdout);
+    assert!(said.stdout.contains(&format!("(--invite-file {invite})")), "{}", said.stdout);
+
+    let json = user.says(&["doctor", "--invite-file", invite, "--json"]);
+    let object: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!((json.code, &object["type"], &object["problems"][0]["cause"]), (11, &"doctor".into(), &"server-unreachable".into()));
+    assert_eq!((json.stdout.lines().count(), json.stderr.as_str()), (1, ""));
+
+    let malformed = heard(user.command(&["doctor", "--json"]).env("ICE_SERVERS", "[{").output().unwrap());
+    let object: serde_json::Value = serde_json::from_str(&malformed.stdout).unwrap();
+    assert_eq!((malformed.code, &object["problems"][0]["cause"]), (11, &"settings".into()));
+    for said in [said, json, malformed] {
+        assert!(!said.stdout.contains(CANARY) && !said.stderr.contains(CANARY));
+    }
+}
+
+#[test]
+fn doctor_without_an_invite_looks_at_this_side() {
+    let user = User::new();
+    let said = user.says(&["doctor", "--json"]);
+    let object: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+    let broken = object["problems"].as_array().unwrap().iter().map(|problem| problem["cause"].as_str().unwrap());
+    // A machine without any network has that one fault.
+    let alone = broken.clone().all(|cause| cause == "no-address");
+    assert!(alone && (said.code == 0) == object["healthy"].as_bool().unwrap(), "{}", said.stdout);
+    assert_eq!(object["examination"]["invited"], false);
+}
+
 /// Whatever is done wrong with an invite, neither it nor its token is printed or logged.
 #[test]
 fn an_invite_is_never_printed() {
@@ -208,6 +244,9 @@ fn an_invite_is_never_printed() {
         &["watch", "--from", &whole, "--invite-file", file],
         &["status", "--bind", &whole],
         &["status", "--invite", cut],
+        &["doctor", "--invite", cut],
+        &["doctor", "--invite", &whole, "--ice-servers", &whole],
+        &["doctor", "--invite-file", file],
         &["status", "--invite", &whole, "--worker", &whole, "--ice-servers", &whole],
         &["status", "--invite-file", &whole],
         &["status", "--config-file", &whole],

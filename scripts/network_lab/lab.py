@@ -21,13 +21,14 @@ sys.path[:0] = [str(ROOT / "scripts/benchmark")]
 from report import absolute  # noqa: E402
 
 import cuts  # noqa: E402
+import doctor  # noqa: E402
 import matrix  # noqa: E402
 import moves  # noqa: E402
 import nats  # noqa: E402
 import restart  # noqa: E402
 import space  # noqa: E402
 
-COMMANDS = {"nats": nats, "matrix": matrix, "cuts": cuts, "moves": moves, "server-restart": restart}
+COMMANDS = {"nats": nats, "matrix": matrix, "cuts": cuts, "moves": moves, "server-restart": restart, "doctor": doctor}
 
 
 def parse(words: list[str]) -> argparse.Namespace:

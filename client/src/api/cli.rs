@@ -19,6 +19,7 @@ Exit codes:
   8    not enough disk space
   9    client and worker speak different versions
   10   no such job, or it is in a state in which this cannot be done
+  11   doctor: something is broken that keeps client and worker apart, or will
   130  interrupted (Ctrl-C) before the worker had everything, or twice";
 
 const EXAMPLES: &str = "\
@@ -43,6 +44,14 @@ The same command run again continues: whatever the worker has already is not sen
 where it is. While training goes on, each new best checkpoint is saved in the folder 'checkpoints' where the models will be, so that a worker
 that dies has cost little; it makes way for the models in the end. Ctrl-C once leaves the job running and says how to come back; twice leaves at once.
 Models are files from the worker: loading a checkpoint can run code, so load those of workers that you trust.";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  webrtc-client doctor                                   # with an invite: both sides, and a connection between them
+  webrtc-client doctor --server https://signaling.lab.example --json
+
+Without an invite this side alone is examined. Nothing is changed anywhere, and it takes about 15 seconds at most. Exit code 0: nothing is
+broken; 11: something is, and it says what.";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -119,6 +128,9 @@ pub enum Action {
     /// Send a package, follow its training, get the models back
     #[command(after_help = TRAIN_EXAMPLES, after_long_help = format!("{TRAIN_EXAMPLES}\n\n{EXIT_CODES}"))]
     Train(TrainArgs),
+    /// Say what keeps this machine and the worker apart, and what to do about it
+    #[command(after_help = DOCTOR_EXAMPLES, after_long_help = format!("{DOCTOR_EXAMPLES}\n\n{EXIT_CODES}"))]
+    Doctor(DoctorArgs),
     /// Something about jobs that are there.
     #[command(flatten)]
     Known(KnownAction),
@@ -172,6 +184,14 @@ pub enum KnownAction {
     /// List the workers of the room
     #[command(after_long_help = EXIT_CODES)]
     Workers,
+}
+
+/// What `doctor` takes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DoctorArgs {
+    /// The signaling server to look at where there is no invite, such as https://signaling.lab.example
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
 }
 
 /// What `train` takes.

@@ -24,6 +24,7 @@ use tokio::{
 
 use super::{
     cli::{Action, Cli, Global, KnownAction, TrainArgs},
+    doctor,
     output::Output,
     prompt,
     settings::{self, Environment, Settings},
@@ -54,6 +55,7 @@ pub async fn run(cli: Cli) -> Result<u8, Failure> {
         signal(SignalKind::interrupt()).map_err(|error| Failure::new(Code::Internal, format!("cannot listen for Ctrl-C: {error}")))?;
     match cli.action {
         Action::Train(args) => train(&cli.global, args, &mut interrupts).await,
+        Action::Doctor(args) => Ok(doctor::run(&cli.global, args, &mut interrupts).await?.unwrap_or(INTERRUPTED)),
         Action::Known(action) => run_known(&cli.global, action, &mut interrupts).await,
     }
 }

@@ -3,6 +3,7 @@
 //! * [`cli`]: what may be typed
 //! * [`network`]: the flags about how peers are reached
 //! * [`settings`]: flags > environment > file > defaults, once; afterwards nobody reads them again
+//! * `doctor`: what keeps this side and its worker apart
 //! * [`commands`]: one command, from its first event to its exit code
 //! * [`output`]: the only printer
 
@@ -12,6 +13,7 @@ pub mod network;
 pub mod output;
 pub mod settings;
 
+mod doctor;
 mod prompt;
 
 use std::{ffi::OsString, panic::PanicHookInfo, process::ExitCode};

@@ -44,7 +44,8 @@ pub struct FileSettings {
 }
 
 impl FileSettings {
-    fn network(&self) -> NetworkSettings {
+    /// What it says about how we may be reached.
+    pub(super) fn network(&self) -> NetworkSettings {
         NetworkSettings {
             ice_servers: self.ice_servers.clone().map(|servers| servers.0),
             relay_only: self.relay_only,
@@ -113,6 +114,11 @@ pub fn load(global: &Global, environment: &Environment) -> Result<Settings, Fail
         config_dir: config::config_dir()?,
     };
     Ok(Settings { remote, options })
+}
+
+/// Whether an invite is named anywhere.
+pub(super) fn names_an_invite(global: &Global, environment: &Environment, file: &FileSettings) -> bool {
+    global.invite.is_some() || global.invite_file.is_some() || environment.invite.is_some() || file.invite_file.is_some()
 }
 
 fn invite_source(global: &Global, environment: &Environment, file: &FileSettings) -> Result<InviteSource, Failure> {

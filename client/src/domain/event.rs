@@ -11,7 +11,7 @@ use shared::domain::{
     route::Route,
 };
 
-use super::plan::Plan;
+use super::plan::{Plan, Speed};
 
 /// One thing that happened, in the order in which it happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -150,6 +150,15 @@ pub enum Event {
         worker: WorkerInfo,
         /// Its jobs, oldest first.
         jobs: Vec<JobStatus>,
+    },
+    /// Which way `status` came, how fast it is, and why it is not a better one.
+    Path {
+        /// The route in use.
+        route: Option<Route>,
+        /// How fast the last package went to this worker.
+        speed: Option<Speed>,
+        /// What keeps it from being a better one, in a clause; absent where it is as good as it can be.
+        why: Option<String>,
     },
     /// The workers in the room (`workers`).
     Workers {

@@ -3,6 +3,7 @@
 //! * [`event`]: what the runtime tells
 //! * [`view`]: events → what people see of them, as lines; [`text`], [`format`] and [`rate`] are its parts
 //! * [`checkpoints`]: which checkpoint of a running job to ask for, and when
+//! * [`doctor`]: what keeps a client and its worker apart, and what to do about it
 //! * [`growth`]: how many bulk connections a transfer should have
 //! * [`plan`]: what a submission will be, or would be
 //! * [`order`]: what a user wants, and how that ends
@@ -12,6 +13,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod checkpoints;
+pub mod doctor;
 pub mod event;
 pub mod format;
 pub mod growth;

@@ -6,6 +6,8 @@
 //!
 //! While a link lives, [`Connector::attend`] says what the server and the network say of it.
 
+mod doctor;
+
 use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};

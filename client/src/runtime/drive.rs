@@ -11,6 +11,7 @@
 
 mod ask;
 mod checkpoints;
+mod path;
 mod plan;
 mod reading;
 mod transfers;
@@ -329,6 +330,7 @@ impl Drive {
         let JobList { jobs, worker, .. } = list(talk).await?;
         if self.until == Until::Listed {
             self.tell(Event::Jobs { worker, jobs }).await;
+            self.tell_path(talk).await;
             return Ok(Some(End::Done));
         }
         let status = job_choice::choose(&jobs, self.wanted.as_deref())?.clone();

@@ -9,6 +9,7 @@
 mod cable;
 mod checkpoints;
 mod commands;
+mod doctor;
 mod lab;
 mod leaving;
 mod package;

@@ -6,6 +6,7 @@
 //! * what goes over the data channels: [`message`], [`frame`]
 //! * what a job is: [`job`]
 //! * what travels and how: [`manifest`], [`transfer`], and on which [`route`]
+//! * what a side finds out about its own end, for `doctor`: [`probe`]
 //! * how peers may be reached: [`network`], and over which servers: [`ice`]
 //! * how long to wait before trying again: [`backoff`]
 //! * what went wrong: [`error`]
@@ -22,6 +23,7 @@ pub mod manifest;
 pub mod message;
 pub mod network;
 pub mod path;
+pub mod probe;
 pub mod route;
 pub mod signal;
 pub mod transfer;

@@ -52,6 +52,13 @@ pub fn load<T: DeserializeOwned + Default>(section: &str, explicit: Option<&Path
     load_from(section, explicit, &candidates, environment)
 }
 
+/// The configuration file that [`load`] reads, if there is one.
+pub fn path_in_use(explicit: Option<&Path>) -> Option<PathBuf> {
+    let named = explicit.map(Path::to_owned);
+    let mut usual = [Some(PathBuf::from(FILE_NAME)), config_dir().ok().map(|dir| dir.join(FILE_NAME))].into_iter().flatten();
+    named.or_else(|| usual.find(|path| path.exists()))
+}
+
 fn load_from<T: DeserializeOwned + Default>(
     section: &str,
     explicit: Option<&Path>,

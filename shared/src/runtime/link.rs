@@ -3,12 +3,15 @@
 //! * `establish`: offer or answer, candidates both ways, until channel 0 is open and both certificates are known
 //! * [`dial`]: the client's control connection: sealed offer through the server, then the handshake of [`super::seal`]
 //! * [`Answerer`]: the worker's side of it, one task an offer, a bounded number at a time
+//! * [`ask`], [`try_out`], [`Question`]: what doctor asks the worker through the server, and a connection for its own sake
 //! * [`dial_bulk`], [`answer_bulk`]: a further connection for file bytes, described over the control connection
 //! * [`Carrier`]: what keeps an established connection going, ICE restarts included
 //!
 //! No application byte is read from or written to a connection before its other side has proved itself.
 
 mod carrier;
+mod question;
+mod trial;
 
 use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
@@ -21,7 +24,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::carrier::carry;
-pub use self::carrier::{Carrier, Way, Word};
+pub use self::{
+    carrier::{Carrier, Way, Word},
+    question::Question,
+    trial::{Trial, ask, try_out},
+};
 use super::{
     identity::Identity,
     peer::{Channel, ChannelSpec, ConnectionState, PathMtu, PeerConnection, PeerEvent, PeerOptions},
@@ -339,6 +346,7 @@ pub struct Answerer {
     links: mpsc::Sender<(PeerId, Link)>,
     slots: Arc<Semaphore>,
     attempts: HashMap<(PeerId, String), Attempt>,
+    questions: Option<mpsc::Sender<Question>>,
 }
 
 /// An offer that was taken: on its way to a link, or established.
@@ -360,7 +368,7 @@ impl Answerer {
         links: mpsc::Sender<(PeerId, Link)>,
     ) -> Self {
         let slots = Arc::new(Semaphore::new(UNPROVEN));
-        Answerer { room, me, room_secret, identity, signal, links, slots, attempts: HashMap::new() }
+        Answerer { room, me, room_secret, identity, signal, links, slots, attempts: HashMap::new(), questions: None }
     }
 
     /// Takes a message from the server; what is no offer or candidate of a client with an invite is refused or ignored.
@@ -374,6 +382,7 @@ impl Answerer {
                 }
             }
             ToPeer::Candidate { sender, candidate } => self.handle_candidate(sender, &candidate),
+            ToPeer::PeerMessage { from_peer_id, payload, .. } => self.handle_question(from_peer_id, &payload, options).await,
             // What it began and did not end would hold its place until the deadline; what is established may need this way again.
             ToPeer::PeerLeft { peer_id } => self.give_up(&peer_id),
             _ => {}

@@ -1,7 +1,7 @@
 //! What every program does with sockets, disk and signals.
 //!
 //! * every program (feature `process`): [`config`], [`shutdown`], [`telemetry`]
-//! * peers (feature `runtime`), never the signaling server: `identity`, `seal`, `signal`, `peer`, `link`, `files`, `store`, `transfer`
+//! * peers (feature `runtime`), never the signaling server: `identity`, `seal`, `signal`, `peer`, `link`, `files`, `store`, `transfer`, `probe`
 
 pub mod config;
 pub mod shutdown;
@@ -17,6 +17,8 @@ pub mod link;
 pub mod network_changes;
 #[cfg(feature = "runtime")]
 pub mod peer;
+#[cfg(feature = "runtime")]
+pub mod probe;
 #[cfg(feature = "runtime")]
 pub mod seal;
 #[cfg(feature = "runtime")]

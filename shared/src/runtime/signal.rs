@@ -2,6 +2,7 @@
 //!
 //! * [`Api`]: anonymous sign-in, room creation
 //! * [`Api::ice_servers`]: the STUN and TURN servers that it names, renewed as long as a socket is registered
+//! * [`Api::health`], [`Api::greet`]: what doctor asks
 //! * [`connect`]: a task that registers, relays both ways, and reconnects with full jitter; it gives up only when the server
 //!   says that trying again is pointless (no such room, id taken, …)
 //! * [`SignalSender::urge`]: somebody needs the server now, or there is reason to doubt the way to it
@@ -11,6 +12,8 @@
 //! the server was away (a cap of a minute would leave some away for a minute). Trying so often is cheap: at a server that is down it
 //! is one refused TCP connection a peer each 6 s or so. The first wait is as long because the peers of a server that dies lose it in the
 //! same moment. A way to the server that broke somewhere else is each peer's own: the first try follows at once.
+
+mod health;
 
 use std::{
     net::IpAddr,
@@ -41,6 +44,8 @@ use crate::domain::{
     id::{PeerId, RoomId, Secret},
     signal::{self, CreateRoom, CreatedRoom, IceServer, MAX_MESSAGE, Metadata, PeerInfo, Role, SignIn, ToPeer, ToServer},
 };
+
+pub use self::health::Health;
 
 const HTTP_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);

@@ -22,7 +22,7 @@ use shared::{
     },
     runtime::{
         identity::Identity,
-        link::{Answerer, Link},
+        link::{Answerer, Link, Question},
         network_changes::NetworkChanges,
         peer::PeerOptions,
         seal,
@@ -38,6 +38,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    doctor,
     gpu::Gpus,
     jobs::Jobs,
     now_ms,
@@ -313,8 +314,19 @@ impl Agent {
         let stop = self.shutdown.token.child_token();
         let (signal, events) = connect(self.api.clone(), registration, self.identity.clone(), sign_in, stop.clone());
         let answerer =
-            Answerer::new(room.id.clone(), room.peer.clone(), room.secret.clone(), self.identity.clone(), signal.clone(), links.clone());
+            Answerer::new(room.id.clone(), room.peer.clone(), room.secret.clone(), self.identity.clone(), signal.clone(), links.clone())
+                .with_questions(self.doctor(stop.clone()));
         Ok(Seat { room, signal, events, answerer, stop, announced: false })
+    }
+
+    /// Starts answering questions about this end, until `stop`.
+    fn doctor(&self, stop: CancellationToken) -> mpsc::Sender<Question> {
+        let (questions, asked) = mpsc::channel(doctor::QUESTIONS);
+        let answering = doctor::answer(asked, self.api.clone());
+        self.shutdown.spawn(async move {
+            stop.run_until_cancelled(answering).await;
+        });
+        questions
     }
 
     async fn open_room(&self, path: &std::path::Path) -> Result<(Room, SignIn), Failure> {

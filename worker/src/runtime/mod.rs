@@ -12,10 +12,12 @@
 //! * its best models while it goes on: [`checkpoint`]
 //! * what the machine has: [`gpu`]
 //! * the agent: [`agent`] keeps the worker in its [`room`]; [`jobs`] is the queue; [`session`] serves one client's link,
-//!   which has one of its [`places`]; [`plan`] answers what a submission would do
+//!   which has one of its [`places`]; [`plan`] answers what a submission would do,
+//!   `doctor` how this end of the network looks
 
 pub mod agent;
 mod checkpoint;
+mod doctor;
 mod follow;
 pub mod gpu;
 mod holds;

@@ -179,6 +179,17 @@ pub fn hint(message: &str) {
     eprint_block(&format!("{}\n", text::line(message)));
 }
 
+/// Prints lines on stdout.
+pub fn sheet(lines: &[Line]) {
+    print_summary(lines);
+}
+
+/// Prints one JSON object on stdout.
+pub fn object(object: &serde_json::Value) {
+    // Nothing can be done for a closed stdout.
+    let _ = writeln!(std::io::stdout().lock(), "{object}");
+}
+
 /// Prints that something is broken.
 pub fn alarm(message: &str) {
     eprint_line("error:", &text::line(message), Style::new().red().bold());
@@ -199,6 +210,7 @@ fn print_summary(lines: &[Line]) {
         let text = match line.tone {
             Tone::Good => style(line.text()).green().to_string(),
             Tone::Warning => style(line.text()).yellow().to_string(),
+            Tone::Bad => style(line.text()).red().to_string(),
             Tone::Plain | Tone::Quiet => line.text().to_owned(),
         };
         // Nothing can be done for a closed stdout.

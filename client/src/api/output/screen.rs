@@ -217,6 +217,7 @@ fn coloured(line: &Line) -> String {
         Tone::Plain => text,
         Tone::Good => text.green(),
         Tone::Warning => text.yellow(),
+        Tone::Bad => text.red(),
         Tone::Quiet => text.dim(),
     }
     .to_string()

@@ -11,6 +11,8 @@ pub enum Tone {
     Good,
     /// Something to look at.
     Warning,
+    /// Something is broken.
+    Bad,
     /// Detail.
     Quiet,
 }

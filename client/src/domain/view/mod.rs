@@ -179,6 +179,12 @@ impl View {
             }
             Event::CheckpointSaved { step, epoch, metric, path, .. } => self.checkpoint_saved(*step, *epoch, *metric, path),
             Event::Jobs { worker, jobs } => self.answer(tables::jobs(worker, jobs)),
+            Event::Path { route, speed, why } => {
+                // Below the worker, above its jobs.
+                let at = self.answer.len().min(1);
+                self.answer.splice(at..at, tables::path(route.as_ref(), *speed, why.as_deref()));
+                vec![]
+            }
             Event::Workers { workers } => self.answer(tables::workers(workers)),
             Event::Detached { job } => {
                 self.set_detached(job);

@@ -3,10 +3,11 @@
 use shared::domain::{
     job::{JobState, JobStatus},
     message::WorkerInfo,
+    route::Route,
 };
 
 use super::line::Line;
-use crate::domain::{format, select, text};
+use crate::domain::{doctor, format, plan::Speed, select, text};
 
 /// The widest that a column may become, in characters.
 const MAX_COLUMN: usize = 48;
@@ -24,6 +25,15 @@ pub(super) fn jobs(worker: &WorkerInfo, jobs: &[JobStatus]) -> Vec<Line> {
         [format::short(&job.job).to_owned(), job.name.clone(), state(job), results, format::date(job.submitted_at)]
     };
     lines.extend(table(["JOB", "NAME", "STATE", "RESULTS", "SUBMITTED"], [MAX_COLUMN; 5], jobs.iter().map(row)));
+    lines
+}
+
+/// The way to the worker: `path: relayed, round trip 41 ms, 1.20 MB/s for the last package`, and below it why it is not a better one.
+pub(super) fn path(route: Option<&Route>, speed: Option<Speed>, why: Option<&str>) -> Vec<Line> {
+    let Some(route) = route else { return vec![] };
+    let rate = speed.map(|speed| format!(", {}/s for the last package", format::bytes(speed.bytes_per_second))).unwrap_or_default();
+    let mut lines = vec![Line::plain(format!("path: {}{rate}", doctor::path::words(route)))];
+    lines.extend(why.map(|why| Line::warning(format!("      not direct: {why}"))));
     lines
 }
 

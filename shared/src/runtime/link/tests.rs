@@ -277,3 +277,55 @@ fn the_receive_windows_of_all_places_stay_within_64_mib_and_a_place_keeps_its_ow
         assert_eq!([0, 3, 31].map(|place| window(bulk_number(place, before))), [0, 3, 31].map(|place| window(bulk_number(place, 0))));
     }
 }
+
+/// What the worker says to a question that is sealed with this secret, as it goes over the server.
+async fn asked(middle: &mut Middle, sealer: &Sealer, questions: Option<mpsc::Sender<Question>>) {
+    let (me, worker) = (middle.client.clone(), middle.invite.worker.clone());
+    let ToServer::PeerMessage { payload, .. } = question::question(sealer, &me, &worker, "a1").unwrap() else { panic!("it is one") };
+    middle.worker.questions = questions;
+    let message = ToPeer::PeerMessage { from_peer_id: me, to_peer_id: worker, payload };
+    middle.worker.handle(message, &loopback()).await;
+}
+
+#[tokio::test]
+async fn a_worker_reports_to_whoever_holds_the_invite_and_to_nobody_else() {
+    let (mut middle, client) = Middle::new();
+    let sealer = Sealer::new(&middle.invite.secret, &middle.invite.room, middle.invite.grant);
+    let (questions, mut asking) = mpsc::channel(1);
+    let read = |sealer: &Sealer, message| {
+        let ToServer::PeerMessage { payload, .. } = message else { panic!("no message to the client: {message:?}") };
+        question::answer(sealer, &client.me, &client.invite.worker, "a1", &payload)
+    };
+
+    asked(&mut middle, &sealer, Some(questions.clone())).await;
+    let report = crate::domain::probe::Report { version: "9".into(), ..Default::default() };
+    asking.recv().await.unwrap().answer(&report).await.unwrap();
+    let message = middle.from_worker.recv().await.unwrap();
+    assert!(!serde_json::to_string(&message).unwrap().contains("version"), "the server could read it");
+    assert_eq!(read(&sealer, message).unwrap().unwrap(), report);
+
+    let stranger = Sealer::new(&Secret::new([9; 32]), &middle.invite.room, middle.invite.grant);
+    asked(&mut middle, &stranger, Some(questions.clone())).await;
+    let refused = read(&sealer, middle.from_worker.recv().await.unwrap()).unwrap().unwrap_err();
+    assert_eq!(refused.code, Code::NotAuthentic);
+
+    asked(&mut middle, &sealer, Some(questions.clone())).await;
+    asked(&mut middle, &sealer, Some(questions)).await;
+    let busy = read(&sealer, middle.from_worker.recv().await.unwrap()).unwrap().unwrap_err();
+    assert_eq!(busy.code, Code::PeerBusy);
+}
+
+#[tokio::test]
+async fn the_longest_report_fits_a_message() {
+    let (mut middle, _client) = Middle::new();
+    let sealer = Sealer::new(&middle.invite.secret, &middle.invite.room, middle.invite.grant);
+    let (questions, mut asking) = mpsc::channel(1);
+    asked(&mut middle, &sealer, Some(questions)).await;
+    let finding = r#"{"url": "stun:a", "service": "stun", "transport": "udp", "outcome": {"is": "strange", "detail": "\u0001"}}"#;
+    let mut finding: crate::domain::probe::Finding = serde_json::from_str(finding).unwrap();
+    finding.outcome = crate::domain::probe::Outcome::Strange { detail: "\u{1}".repeat(200) };
+    let report = crate::domain::probe::Report { servers: vec![finding; 48], ..Default::default() }.bounded();
+    asking.recv().await.unwrap().answer(&report).await.unwrap();
+    let message = middle.from_worker.recv().await.unwrap();
+    assert!(crate::domain::signal::encode(&message).len() < crate::domain::signal::MAX_MESSAGE);
+}

@@ -117,6 +117,14 @@ impl PeerOptions {
         }
     }
 
+    /// The addresses and ports that a connection made now would bind.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub fn local_sockets(&self) -> std::io::Result<Vec<SocketAddr>> {
+        std::net::ToSocketAddrs::to_socket_addrs(&self.local_addrs()).map(Iterator::collect)
+    }
+
     fn local_addrs(&self) -> LocalAddrs {
         LocalAddrs { bind: self.bind.clone(), interfaces: self.interfaces.clone(), ports: self.udp_ports, here: self.here }
     }

@@ -2,6 +2,7 @@
 //!
 //! * [`connection`]: one [`PeerConnection`] with its negotiated channels, its events and its route
 //! * [`channel`]: one data channel as a sender and a receiver with back-pressure
+//! * [`stun`]: STUN and TURN messages for probes
 //! * `local`: which addresses and ports it binds
 //! * `candidates`: what it tells the other side about them
 //! * [`turn`]: TURN over TCP and TLS; `names`: the addresses of servers
@@ -21,6 +22,7 @@ pub mod connection;
 mod local;
 mod names;
 mod second_look;
+pub mod stun;
 pub mod turn;
 mod udp;
 

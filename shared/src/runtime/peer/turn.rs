@@ -105,7 +105,7 @@ impl Trust {
     }
 
     /// Reads the system's certificates, the first time.
-    fn config(&self) -> Result<Arc<ClientConfig>, String> {
+    pub(in crate::runtime) fn config(&self) -> Result<Arc<ClientConfig>, String> {
         let make = || {
             let mut roots = RootCertStore::empty();
             let system = rustls_native_certs::load_native_certs();
