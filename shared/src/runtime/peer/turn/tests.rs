@@ -126,13 +126,13 @@ impl Pair {
         let sender = a.sender().clone();
         let sending = async {
             for number in 0..MESSAGES {
-                sender.send(BytesMut::from(&[number; MESSAGE][..])).await.unwrap();
+                sender.send(BytesMut::from(&vec![number; MESSAGE][..])).await.unwrap();
                 sender.flush().await.unwrap();
             }
         };
         let receiving = async {
             for number in 0..MESSAGES {
-                assert_eq!(b.recv().await.unwrap(), [number; MESSAGE][..]);
+                assert_eq!(b.recv().await.unwrap(), vec![number; MESSAGE]);
             }
         };
         timeout(Duration::from_secs(30), async { tokio::join!(sending, receiving) }).await.expect("data flows");
