@@ -83,6 +83,12 @@ pub fn diagnose(seen: &Examination) -> Diagnosis {
         .map(|(cause, Found { level, side, says, remedy })| Problem { cause, level, side, says: capital(&says), remedy: capital(&remedy) })
         .collect();
     problems.sort_by_key(|problem| problem.level);
+    let server =
+        |problem: &Problem| problem.level == Level::Fault && (problem.cause.starts_with("stun-") || problem.cause.starts_with("turn-"));
+    if problems.iter().any(server) {
+        // A server that is missing explains why there is no path.
+        problems.retain(|problem| problem.cause != "no-path");
+    }
     let healthy = problems.iter().all(|problem| problem.level != Level::Fault);
     let first = problems.first();
     let verdict = match (first, seen.route()) {

@@ -140,7 +140,11 @@ fn not_reached(seen: &Examination, service: Service, kind: &str) -> Option<Found
         finding.transport == Transport::Udp && blocked.is_some_and(|blocked| blocked == side || blocked == Side::Both)
     };
     let (side, finding) = find(seen, |report, finding| {
-        finding.service == service && unreachable(&finding.outcome) && !explained(report, finding) && !reached_elsewhere(report, finding)
+        finding.service == service
+            && unreachable(&finding.outcome)
+            && !explained(report, finding)
+            && !reached_elsewhere(report, finding)
+            && !report.addresses.is_empty()
     })?;
     let over = finding.transport.name();
     let (what, remedy) = match &finding.outcome {

@@ -267,6 +267,19 @@ fn what_one_cause_explains_is_not_said_again() {
     assert_eq!(diagnosis.problems.len(), 1, "{diagnosis:#?}");
     let diagnosis = diagnose(&both(no_path(), symmetric));
     assert_eq!(diagnosis.problems.len(), 1, "{diagnosis:#?}");
+    let diagnosis = diagnose(&both(no_path(), |report| report.servers.truncate(1)));
+    assert_eq!(diagnosis.problems[0].cause, "no-path", "{diagnosis:#?}");
+    let diagnosis = diagnose(&both(no_path(), |report| {
+        silent_udp(report);
+        report.servers.truncate(1);
+    }));
+    assert_eq!(diagnosis.problems.iter().map(|problem| problem.cause).collect::<Vec<_>>(), ["stun-unreachable"], "{diagnosis:#?}");
+    let diagnosis = diagnose(&client(no_path(), |report| {
+        report.faults.push(LocalFault::NoAddress { detail: "eth9".into() });
+        report.addresses.clear();
+        report.servers[0].outcome = Outcome::NoRoute { detail: "no address of this family here".into() };
+    }));
+    assert_eq!(diagnosis.problems.len(), 1, "{diagnosis:#?}");
     let diagnosis = diagnose(&stopped_at(Layer::Tcp, Outcome::Refused));
     assert_eq!(diagnosis.problems.len(), 1, "{diagnosis:#?}");
 }
