@@ -28,8 +28,9 @@ impl Try {
     #[track_caller]
     fn left_nothing(&self, said: &Said) {
         assert!(!self.0.output().exists(), "{}", said.stdout);
-        let jobs = self.0.run(&["status"]);
-        assert_eq!(jobs.events.last().unwrap()["jobs"], serde_json::json!([]), "{}", jobs.stdout);
+        let status = self.0.run(&["status"]);
+        let jobs = status.events.iter().find(|event| event["type"] == "jobs").unwrap();
+        assert_eq!(jobs["jobs"], serde_json::json!([]), "{}", status.stdout);
         assert_eq!(files_below(&self.0.worker_data().join("store")), 0);
     }
 }
