@@ -1,6 +1,6 @@
 //! Which way data takes between two peers.
 
-use std::{fmt, net::IpAddr};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,14 +15,6 @@ pub struct Route {
     pub remote: String,
     /// The last measured round trip, in seconds; 0 before the first measurement.
     pub rtt: f64,
-}
-
-impl Route {
-    /// The other side's address, as far as we see it.
-    pub fn remote_ip(&self) -> Option<IpAddr> {
-        let (ip, _port) = self.remote.rsplit(' ').next()?.rsplit_once(':')?;
-        ip.trim_matches(['[', ']']).parse().ok()
-    }
 }
 
 /// Whether a relay is in the way.

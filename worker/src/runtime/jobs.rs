@@ -548,4 +548,24 @@ mod tests {
         let strange = JobSpec { trainer: Some("strange".into()), ..spec };
         assert_eq!(jobs.outlook(&strange, &package).unwrap_err().code, Code::BadPackage);
     }
+
+    #[tokio::test]
+    async fn an_upload_keeps_its_place_as_long_as_it_is_held() {
+        for (held, first) in [(true, true), (false, false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let settings = TrainerSettings::default();
+            let jobs = Jobs::open(folder.path(), settings, "no-runner-is-started".into(), 1, CancellationToken::new()).await.unwrap();
+            let submit = |name: &str, package: u8| {
+                let spec = JobSpec { name: name.into(), trainer: None, configs: vec![], labels: None, attempt: 0 };
+                let package = ManifestSummary { id: Hash([package; 32]), encoded_len: 1, files: 1, chunks: 1, bytes: 1 };
+                jobs.submit(spec, package, "anna").unwrap().0.job
+            };
+            let (away, other) = (submit("away", 1), submit("other", 2));
+            let now = Instant::now();
+            jobs.left(&away, if held { now + Duration::from_secs(1000) } else { now });
+            assert_eq!(submit("away", 1), away);
+            let order: Vec<JobId> = jobs.list(10).into_iter().map(|status| status.job).collect();
+            assert_eq!(order, if first { [away, other] } else { [other, away] });
+        }
+    }
 }

@@ -12,7 +12,7 @@
 //! * its best models while it goes on: [`checkpoint`]
 //! * what the machine has: [`gpu`]
 //! * the agent: [`agent`] keeps the worker in its [`room`]; [`jobs`] is the queue; [`session`] serves one client's link,
-//!   which has one of its [`places`]; [`plan`] answers what a submission would do,
+//!   which has one of its [`places`] and is of a session in [`presence`]; [`plan`] answers what a submission would do,
 //!   `doctor` how this end of the network looks
 
 pub mod agent;
@@ -25,6 +25,7 @@ pub mod jobs;
 pub mod journal;
 pub mod places;
 pub mod plan;
+pub mod presence;
 pub mod processes;
 pub mod progress;
 pub mod room;

@@ -47,6 +47,7 @@ use super::{
     follow::{follow, report_command},
     jobs::Jobs,
     plan::Planning,
+    presence::{Entered, Presence},
     upload::{Upload, Uploads},
 };
 use crate::domain::pulse::{DOUBTED, Due, Pulse};
@@ -80,7 +81,7 @@ pub struct Desk {
     /// How long a session without a link is held.
     pub hold: Duration,
     /// The sessions that have a link, or are held.
-    pub present: Arc<Mutex<HashMap<SessionId, Present>>>,
+    pub present: Presence,
     /// Packages on their way in.
     pub uploads: Uploads,
     /// Word of changes of this machine's network.
@@ -98,14 +99,6 @@ pub enum News {
     Silent,
     /// The address that its link uses is ours no longer, since then: its client is to know.
     Moved(PeerId, Instant),
-}
-
-/// A session that has a link, or had one a moment ago.
-pub struct Present {
-    client: [u8; 32],
-    replace: CancellationToken,
-    /// When it has no link: until when it is held.
-    held_until: Option<Instant>,
 }
 
 /// Serves a link to its end. `doubt` tells when there is reason to think that the client is gone.
@@ -198,7 +191,8 @@ struct Session {
     next_transfer: TransferId,
     /// The transfer of a checkpoint that may be under way.
     checkpoint: Option<TransferId>,
-    id: Option<SessionId>,
+    /// The session, once there was a hello, and word that it has a newer link.
+    id: Option<(SessionId, CancellationToken)>,
     tasks: TaskTracker,
     stop: CancellationToken,
     /// When the client was last heard.
@@ -238,11 +232,7 @@ impl Session {
                 }
                 message = control.recv() => message,
                 () = network.changed() => {
-                    address_lost = carrier.has_lost_address().then(|| address_lost.unwrap_or_else(Instant::now));
-                    if let Some(at) = address_lost.filter(|_| carrier.has_moved()) {
-                        // Where it cannot be told, the client's own judgement serves.
-                        let _ = self.desk.news.try_send(News::Moved(self.peer.clone(), at));
-                    }
+                    self.look_at_address(carrier, &mut address_lost);
                     continue;
                 }
                 Ok(()) = restarted.changed() => {
@@ -297,34 +287,28 @@ impl Session {
             self.refuse(0, failure.clone()).await?;
             return Err(failure);
         }
-        let replace = CancellationToken::new();
-        let resumed = {
-            let mut present = self.desk.present.lock().expect("no panic happens under this lock");
-            present.retain(|_, present| present.held_until.is_none_or(|until| Instant::now() < until));
-            let old = present.get(&session).filter(|old| old.client == client);
-            if let Some(old) = old {
-                old.replace.cancel();
-            }
-            let resumed = old.is_some();
-            present.insert(session.clone(), Present { client, replace: replace.clone(), held_until: None });
-            resumed
-        };
-        self.id = Some(session);
+        let Entered { replaced, resumed } = self.desk.present.enter(session.clone(), client, Instant::now());
+        self.id = Some((session, replaced.clone()));
         let worker = (self.desk.info)();
         self.tell(ToClient::Welcome(Welcome { protocol: PROTOCOL, grant: self.grant, worker, resumed, held: self.desk.hold.as_secs() }))
             .await?;
-        Ok(replace)
+        Ok(replaced)
+    }
+
+    /// The network has changed: the client is to know when the address that its link uses has gone, and another one leads to it.
+    fn look_at_address(&self, carrier: &Carrier, lost: &mut Option<Instant>) {
+        *lost = carrier.has_lost_address().then(|| lost.unwrap_or_else(Instant::now));
+        if let Some(at) = lost.filter(|_| carrier.has_moved()) {
+            // Where it cannot be told, the client's own judgement serves.
+            let _ = self.desk.news.try_send(News::Moved(self.peer.clone(), at));
+        }
     }
 
     fn leave(&mut self) {
         let held_until = self.heard + self.desk.hold + ALLOWANCE;
-        {
-            let mut present = self.desk.present.lock().expect("no panic happens under this lock");
-            let Some(own) = self.id.as_ref().and_then(|id| present.get_mut(id)).filter(|own| !own.replace.is_cancelled()) else {
-                // The same session has a new link: its client has not left.
-                return;
-            };
-            own.held_until = Some(held_until);
+        let left = self.id.as_ref().is_some_and(|(id, replaced)| self.desk.present.leave(id, replaced, held_until));
+        if !left {
+            return;
         }
         for job in self.uploading.lock().expect("no panic happens under this lock").iter() {
             self.desk.jobs.left(job, held_until);

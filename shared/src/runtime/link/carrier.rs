@@ -194,7 +194,7 @@ impl Carrying {
     }
 
     async fn note_ends(&self) {
-        let theirs = self.connection.route().await.and_then(|route| route.remote_ip());
+        let theirs = self.connection.remote_ip().await;
         self.ends.send_replace(theirs.and_then(|theirs| Some(Ends { ours: source_for(theirs)?, theirs })));
     }
 }

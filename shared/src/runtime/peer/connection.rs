@@ -1,7 +1,7 @@
 //! One peer connection: its channels, its events, its route.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -361,7 +361,12 @@ impl PeerConnection {
     /// path through the Internet has routers that the kernel knows nothing of.
     pub async fn path_mtu(&self) -> PathMtu {
         let Some(route) = self.route().await.filter(|route| route.kind == RouteKind::Direct) else { return PathMtu::default() };
-        route.remote_ip().and_then(route_mtu).map(PathMtu::of_route).unwrap_or_default()
+        ip_of(&route.remote).and_then(route_mtu).map(PathMtu::of_route).unwrap_or_default()
+    }
+
+    /// The other side's address on the path in use.
+    pub async fn remote_ip(&self) -> Option<IpAddr> {
+        ip_of(&self.route().await?.remote)
     }
 
     /// Whether the path in use is so short that a narrow receive window fills it.
@@ -386,6 +391,12 @@ impl PeerConnection {
             .map(|description| without_candidates(&description.sdp))
             .ok_or_else(|| Failure::new(Code::Internal, "there is no local description"))
     }
+}
+
+/// The address in a candidate as a route shows it.
+fn ip_of(candidate: &str) -> Option<IpAddr> {
+    let (ip, _port) = candidate.rsplit(' ').next()?.rsplit_once(':')?;
+    ip.trim_matches(['[', ']']).parse().ok()
 }
 
 /// SHA-256 of a DTLS certificate.
