@@ -143,6 +143,21 @@ impl Pair {
         timeout(Duration::from_secs(30), async { tokio::join!(sending, receiving) }).await.expect("data flows");
     }
 
+    /// The shortest of some round trips of a short message.
+    async fn round_trip(&mut self) -> Duration {
+        let [(_, a), (_, b)] = &mut self.ends;
+        let mut shortest = Duration::MAX;
+        for _ in 0..10 {
+            let begun = Instant::now();
+            a.sender().send_text("ping").await.unwrap();
+            b.recv().await.unwrap();
+            b.sender().send_text("pong").await.unwrap();
+            a.recv().await.unwrap();
+            shortest = shortest.min(begun.elapsed());
+        }
+        shortest
+    }
+
     async fn routes(&self) -> [String; 2] {
         let route = |end: usize| async move { self.ends[end].0.route().await.unwrap().local };
         [route(0).await, route(1).await]
@@ -162,6 +177,19 @@ async fn a_relay_is_reached_over_udp() {
     pair.carries_data().await;
     assert!(pair.routes().await.iter().all(|route| route.starts_with("relay 127.0.0.1:")), "{:?}", pair.routes().await);
     pair.close().await;
+}
+
+/// It was answered when the next timer fired.
+#[tokio::test]
+async fn regression_what_comes_over_a_relay_is_answered_at_once() {
+    let coturn = Coturn::start(true).await;
+    let urls = [format!("turn:127.0.0.1:{}", coturn.port), format!("turn:127.0.0.1:{}?transport=tcp", coturn.port)];
+    for url in urls {
+        let mut pair = Pair::connect(&coturn.options(&[url])).await;
+        let round_trip = pair.round_trip().await;
+        assert!(round_trip < Duration::from_millis(50), "{round_trip:?}");
+        pair.close().await;
+    }
 }
 
 #[tokio::test]
