@@ -186,7 +186,7 @@ fn the_configuration_file_is_read_and_its_faults_named() {
     user.says(&["status", "--config-file", other.to_str().unwrap()]).refuses(2, "line 2, key 'workr'");
     let invite = user.file("invite.txt", invite());
     let ice = user.command(&["status", "--invite-file", invite.to_str().unwrap()]).env("ICE_SERVERS", "{\"urls\": 1}").output().unwrap();
-    heard(ice).refuses(2, "ICE_SERVERS is not in the browser's form");
+    heard(ice).refuses(2, "(ICE_SERVERS): server 1: \"urls\" must be text");
 }
 
 #[test]

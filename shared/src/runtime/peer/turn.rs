@@ -1,6 +1,6 @@
 //! TURN over TCP and TLS, which the crate (0.21.1) does not have: it skips such servers.
 //!
-//! The crate is told of a TURN server over UDP at a *virtual* address, one that no network has. [`TurnSocket`], which stands between the
+//! The crate is told of a TURN server over UDP at a *virtual* address, one that no network has. `TurnSocket`, which stands between the
 //! crate and its UDP socket, takes what goes there and carries it over a stream to the real server (RFC 8656 §12.5: STUN messages frame
 //! themselves, ChannelData is padded to four bytes); what comes back seems to come from the virtual address.
 //!
@@ -10,7 +10,7 @@
 //! ```
 //!
 //! * all relay candidates have the same priority, so the slower ways come in only when the faster ones do not answer: TCP after UDP,
-//!   TLS after TCP ([`Streams::is_needed`])
+//!   TLS after TCP (`Streams::is_needed`)
 //! * one stream for each server and connection, however many sockets the connection has: the route of a stream is the kernel's choice
 //! * queues are bounded: out in bytes (more than the other side's receive window, so that nothing is dropped while the stream lives), in by
 //!   the stream's own flow control
@@ -18,10 +18,9 @@
 use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -30,33 +29,17 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::TcpStream,
     sync::{Notify, mpsc, watch},
-    task::JoinSet,
     time::{sleep, timeout},
-};
-use tokio_rustls::{
-    TlsConnector,
-    rustls::{
-        ClientConfig, RootCertStore,
-        crypto::aws_lc_rs,
-        pki_types::{CertificateDer, ServerName, pem::PemObject},
-    },
 };
 use tokio_util::sync::CancellationToken;
 use webrtc::runtime::{AsyncUdpSocket, RecvMeta, Transmit};
 
-use super::names;
-use crate::domain::{
-    error::{Code, Failure},
-    ice::{IceTransport, IceUrl},
-    network::Host,
-};
+pub use self::stream::{Stream, Trust, connect};
+use crate::domain::ice::{IceTransport, IceUrl};
 
-/// How long a stream may take to be connected, TLS handshake and all.
-const CONNECT: Duration = Duration::from_secs(5);
-/// Between the beginnings of attempts at a server's addresses (RFC 8305 §5).
-const STAGGER: Duration = Duration::from_millis(250);
+mod stream;
+
 /// How long the slower way waits for an answer over the faster one.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The same, once the faster one has not answered, for as long as [`IMPATIENT`].
@@ -73,117 +56,11 @@ const IN: usize = 512;
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Written at once to a stream, at most, in bytes.
 const WRITE: usize = 256 << 10;
-/// How long what was written may stay unacknowledged before the stream counts as cut, in milliseconds.
-#[cfg(target_os = "linux")]
-const UNACKNOWLEDGED: u32 = 15_000;
 
 const STUN_HEADER: usize = 20;
 const CHANNEL_HEADER: usize = 4;
 const ALLOCATE: [u8; 2] = [0x00, 0x03];
 const ALLOCATED: [u8; 2] = [0x01, 0x03];
-
-/// Whom to trust as a TURN server over TLS: the system's certificates, and more from a file. Clones share it.
-#[derive(Debug, Clone, Default)]
-pub struct Trust {
-    extra: Arc<Vec<CertificateDer<'static>>>,
-    config: Arc<OnceLock<Result<Arc<ClientConfig>, String>>>,
-}
-
-impl Trust {
-    /// The system's certificates and those of a file (PEM).
-    ///
-    /// # Errors
-    /// [`Code::BadFile`] when it cannot be read or has none.
-    pub fn with_file(path: &Path) -> Result<Self, Failure> {
-        let bad = |why: String| Failure::new(Code::BadFile, format!("the certificates in {} cannot be used: {why}", path.display()));
-        let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-        let extra: Vec<CertificateDer<'static>> = read.map_err(|error| bad(error.to_string()))?;
-        if extra.is_empty() {
-            return Err(bad("there is no PEM certificate in it".into()));
-        }
-        Ok(Trust { extra: Arc::new(extra), config: Arc::default() })
-    }
-
-    /// Reads the system's certificates, the first time.
-    pub(in crate::runtime) fn config(&self) -> Result<Arc<ClientConfig>, String> {
-        let make = || {
-            let mut roots = RootCertStore::empty();
-            let system = rustls_native_certs::load_native_certs();
-            for error in &system.errors {
-                tracing::debug!(%error, "some of the system's certificates cannot be read");
-            }
-            roots.add_parsable_certificates(system.certs.into_iter().chain(self.extra.iter().cloned()));
-            let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-                .with_safe_default_protocol_versions()
-                .map_err(|error| error.to_string())?;
-            Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
-        };
-        self.config.get_or_init(make).clone()
-    }
-}
-
-/// A stream to a TURN server.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-/// Connects to a TURN server over TCP or TLS.
-///
-/// # Errors
-/// [`Code::NoConnection`] when it cannot be reached, [`Code::NotAuthentic`] when its certificate is not trusted.
-pub async fn connect(url: &IceUrl, trust: &Trust) -> Result<Box<dyn Stream>, Failure> {
-    let late = |_| Failure::new(Code::NoConnection, format!("{url} did not answer within {} s", CONNECT.as_secs()));
-    timeout(CONNECT, connect_untimed(url, trust)).await.map_err(late)?
-}
-
-async fn connect_untimed(url: &IceUrl, trust: &Trust) -> Result<Box<dyn Stream>, Failure> {
-    let unreachable = |error: io::Error| Failure::new(Code::NoConnection, format!("{url} cannot be reached: {error}"));
-    let stream = connect_any(names::resolve(&url.host, url.port).await.map_err(unreachable)?).await.map_err(unreachable)?;
-    if url.transport != IceTransport::Tls {
-        return Ok(Box::new(stream));
-    }
-    let trust = trust.clone();
-    // Files are read, the first time.
-    let config = tokio::task::spawn_blocking(move || trust.config()).await.map_err(|error| error.to_string()).and_then(|config| config);
-    let config = config.map_err(|why| Failure::new(Code::Internal, format!("TLS cannot be used: {why}")))?;
-    let name = match &url.host {
-        Host::Ip(ip) => ServerName::IpAddress((*ip).into()),
-        Host::Name(name) => ServerName::try_from(name.trim_end_matches('.').to_owned())
-            .map_err(|_| Failure::new(Code::InvalidRequest, format!("{url}: TLS takes no such name")))?,
-    };
-    let refused = |error: io::Error| {
-        let certificate = error.get_ref().is_some_and(|inner| inner.to_string().contains("certificate"));
-        if certificate {
-            let message = format!("{url} has a certificate that is not trusted ({error}); for a CA of your own, use --ca-file");
-            Failure::new(Code::NotAuthentic, message)
-        } else {
-            Failure::new(Code::NoConnection, format!("{url} does not speak TLS with us: {error}"))
-        }
-    };
-    Ok(Box::new(TlsConnector::from(config).connect(name, stream).await.map_err(refused)?))
-}
-
-/// The first of these addresses that answers.
-async fn connect_any(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
-    let mut attempts = JoinSet::new();
-    for (at, address) in (0u32..).zip(addresses) {
-        attempts.spawn(async move {
-            sleep(STAGGER * at).await;
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            #[cfg(target_os = "linux")]
-            rustix::net::sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED)?;
-            io::Result::Ok(stream)
-        });
-    }
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
-    while let Some(attempt) = attempts.join_next().await {
-        match attempt.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
 
 /// That the faster ways did not answer lately. Clones share it: what one connection of a program finds out saves its others a second.
 #[derive(Debug, Clone, Default)]
@@ -219,6 +96,8 @@ pub(super) struct Streams {
     servers: Vec<Server>,
     /// By [`IceTransport`].
     ways: watch::Sender<[Way; 3]>,
+    /// The sockets of the connection that there are now.
+    sockets: AtomicUsize,
     trust: Trust,
     patience: Patience,
 }
@@ -239,6 +118,7 @@ impl Streams {
         Streams {
             servers: servers.map(|url| Server { url: url.clone(), socket: AtomicU64::new(0) }).collect(),
             ways: watch::Sender::new(ways),
+            sockets: AtomicUsize::new(0),
             trust: trust.clone(),
             patience: patience.clone(),
         }
@@ -259,6 +139,13 @@ impl Streams {
     pub(super) fn transport_of(&self, virtual_url: &str) -> Option<IceTransport> {
         let at = |server: &&Server| self.virtual_url(&server.url).as_deref() == Some(virtual_url);
         self.servers.iter().find(at).map(|server| server.url.transport)
+    }
+
+    /// One more socket. The first one begins anew: after a restart of ICE on another network, what has answered before may not any more.
+    fn add_socket(&self) {
+        if self.sockets.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.ways.send_modify(|ways| ways.iter_mut().filter(|way| **way != Way::Absent).for_each(|way| *way = Way::Trying));
+        }
     }
 
     fn mark(&self, transport: IceTransport, way: Way) {
@@ -345,6 +232,7 @@ impl TurnSocket {
         };
         let tunnels = streams.servers.iter().enumerate().map(tunnel).collect();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        streams.add_socket();
         Ok(TurnSocket { inner, streams, number, tunnels, arrived: Mutex::new(arrived), streams_first: AtomicBool::default(), closed })
     }
 
@@ -417,6 +305,7 @@ impl AsyncUdpSocket for TurnSocket {
 impl Drop for TurnSocket {
     fn drop(&mut self) {
         self.closed.cancel();
+        self.streams.sockets.fetch_sub(1, Ordering::Relaxed);
         for server in &self.streams.servers {
             let _ = server.socket.compare_exchange(self.number, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
