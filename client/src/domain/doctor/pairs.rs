@@ -52,9 +52,28 @@ pub fn pairs(seen: &Examination) -> Vec<Pair> {
             pairs.push(Pair { local: *local, remote: *remote, state, says });
         }
     }
+    // What is in use may be an address that was never announced, or not yet.
+    if !pairs.iter().any(|pair| pair.state == State::InUse)
+        && let Some((local, remote)) = trial.route.as_ref().and_then(|route| Some((end_of(&route.local)?, end_of(&route.remote)?)))
+    {
+        pairs.push(Pair { local, remote, state: State::InUse, says: sentence(seen, &local, &remote, State::InUse) });
+    }
     pairs.sort_by_key(|pair| (pair.state != State::InUse, rank(&pair.local) + rank(&pair.remote)));
     pairs.truncate(MAX_PAIRS);
     pairs
+}
+
+/// One end of a route, such as `host 10.0.0.2:5000` or `relay/tcp 203.0.113.1:50000`.
+fn end_of(shown: &str) -> Option<Candidate> {
+    let (kind, address) = shown.split_once(' ')?;
+    let kind = match kind.split('/').next()? {
+        "host" => CandidateKind::Host,
+        "srflx" => CandidateKind::ServerReflexive,
+        "prflx" => CandidateKind::PeerReflexive,
+        "relay" => CandidateKind::Relayed,
+        _ => return None,
+    };
+    Some(Candidate { kind, address: address.parse().ok()?, tcp: false })
 }
 
 fn rank(candidate: &Candidate) -> u8 {
@@ -94,7 +113,7 @@ fn not_chosen(seen: &Examination, local: &Candidate, remote: &Candidate) -> &'st
     let relays = [local, remote].into_iter().any(|candidate| candidate.kind == CandidateKind::Relayed);
     match seen.route().map(|route| route.kind) {
         Some(RouteKind::Relayed) if !relays => "it carried nothing before the relay did",
-        Some(_) if relays => "the direct one is better",
+        Some(RouteKind::Direct | RouteKind::DirectThroughNat) if relays => "the direct one is better",
         _ => "another was there first",
     }
 }
@@ -219,6 +238,19 @@ mod tests {
         assert_eq!(pairs.len(), 4);
         assert_eq!((pairs[0].state, pairs[0].says.as_str()), (State::InUse, "host 10.0.0.2:5000 → public 198.51.100.7:6000: in use"));
         assert!(pairs[3].says.ends_with("not chosen, the direct one is better"), "{}", pairs[3].says);
+    }
+
+    #[test]
+    fn a_pair_in_use_that_was_never_announced_is_told_all_the_same() {
+        let route = Route {
+            kind: RouteKind::Relayed,
+            local: "relay/tcp 203.0.113.9:50001".into(),
+            remote: "prflx [2001:db8::7]:6001".into(),
+            rtt: 0.01,
+        };
+        let pairs = pairs(&tried(Some(route)));
+        assert_eq!((pairs.len(), pairs[0].says.as_str()), (5, "relay 203.0.113.9:50001 → seen [2001:db8::7]:6001: in use"));
+        assert!(pairs[4].says.ends_with("not chosen, another was there first"), "{}", pairs[4].says);
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl Sheet {
         if report.servers.is_empty() {
             self.row(Tone::Plain, "", "no STUN or TURN server is configured");
         }
-        for finding in &report.servers {
+        for finding in report.servers.iter().filter(|finding| !is_noise(report, finding)) {
             let (tone, says) = finding_words(finding);
             self.row(tone, "", &says);
         }
@@ -185,6 +185,13 @@ fn fault_words(fault: &LocalFault) -> String {
         LocalFault::Advertise { detail } => format!("the address to advertise: {detail}"),
         LocalFault::Unknown => "something that this version does not know".into(),
     }
+}
+
+/// An address without a route, where another one of the same server has one: most networks have one family only.
+fn is_noise(report: &Report, finding: &Finding) -> bool {
+    let same = |other: &Finding| other.url == finding.url && other.transport == finding.transport;
+    let otherwise = || report.servers.iter().any(|other| same(other) && !matches!(other.outcome, Outcome::NoRoute { .. }));
+    matches!(finding.outcome, Outcome::NoRoute { .. }) && (finding.besides || otherwise())
 }
 
 fn finding_words(finding: &Finding) -> (Tone, String) {
@@ -313,6 +320,22 @@ mod tests {
         assert_eq!((object["type"].as_str(), object["healthy"].as_bool()), (Some("doctor"), Some(false)));
         assert_eq!(object["problems"][0]["cause"], "clock");
         assert_eq!(object["examination"]["worker"]["servers"][0]["outcome"]["is"], "ok");
+    }
+
+    #[test]
+    fn a_family_that_the_network_lacks_is_left_out() {
+        let mut seen = seen();
+        let report = seen.client.as_mut().unwrap();
+        let sixth = Finding {
+            address: Some("[2001:db8::1]:443".parse().unwrap()),
+            outcome: Outcome::NoRoute { detail: "unreachable".into() },
+            ..report.servers[0].clone()
+        };
+        let alone = Finding { url: "stun:other".into(), ..sixth.clone() };
+        report.servers.extend([sixth.clone(), alone, Finding { besides: true, url: "stun:x".into(), ..sixth }]);
+        let lines = lines(&seen, &diagnose(&seen));
+        let shown: Vec<&str> = lines.iter().map(Line::text).filter(|line| line.contains("2001:db8::1")).collect();
+        assert!(matches!(shown[..], [only] if only.contains("stun:other")), "{shown:?}");
     }
 
     #[test]
