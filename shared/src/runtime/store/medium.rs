@@ -1,11 +1,11 @@
 //! What a partial package does to the disk: two operations, so that a test can be a disk that loses what was not synced.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::VecDeque,
     fs::File,
     io,
     os::unix::fs::FileExt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use crate::{domain::manifest::Manifest, runtime::files::root::Root};
@@ -28,9 +28,9 @@ pub(super) enum FileId {
 
 /// Where a partial package is written.
 pub(super) trait Medium: Send + Sync {
-    /// Writes bytes into a file, which is made where it is missing; durable only after [`Medium::sync`].
+    /// Writes bytes into a file; durable only after [`Medium::sync`].
     fn write_at(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()>;
-    /// Makes what was written into these files durable, and their names.
+    /// Makes what was written into these files durable.
     fn sync(&self, files: &[FileId]) -> io::Result<()>;
 }
 
@@ -39,15 +39,8 @@ pub(super) trait Medium: Send + Sync {
 pub(super) struct Disk {
     manifest: Arc<Manifest>,
     home: Root,
-    open: Mutex<Open>,
-}
-
-#[derive(Debug, Default)]
-struct Open {
     /// The latest last.
-    files: VecDeque<(FileId, Arc<File>)>,
-    /// Where files may have been made since the folder was synced.
-    folders: BTreeSet<String>,
+    open: Mutex<VecDeque<(FileId, Arc<File>)>>,
 }
 
 impl Disk {
@@ -56,10 +49,10 @@ impl Disk {
     }
 
     fn file(&self, id: FileId) -> io::Result<Arc<File>> {
-        let mut open = self.lock();
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         // Chunks come in order: the wanted file is nearly always the last.
-        if let Some(at) = open.files.iter().rposition(|(other, _)| *other == id) {
-            return Ok(open.files[at].1.clone());
+        if let Some(at) = open.iter().rposition(|(other, _)| *other == id) {
+            return Ok(open[at].1.clone());
         }
         let file = Arc::new(match id {
             FileId::Log => self.home.open_to_write(LOG, false)?,
@@ -68,35 +61,11 @@ impl Disk {
                 self.home.open_to_write(format!("{FILES}/{}", entry.path), entry.executable)?
             }
         });
-        open.folders.insert(self.folder_of(id));
-        if open.files.len() >= OPEN_FILES {
-            open.files.pop_front();
+        if open.len() >= OPEN_FILES {
+            open.pop_front();
         }
-        open.files.push_back((id, file.clone()));
+        open.push_back((id, file.clone()));
         Ok(file)
-    }
-
-    /// The folder of a file, below `home`.
-    fn folder_of(&self, id: FileId) -> String {
-        match id {
-            FileId::Log => String::new(),
-            FileId::Entry(entry) => match self.manifest.entries[entry].path.parent() {
-                Some(parent) => format!("{FILES}/{parent}"),
-                None => FILES.to_owned(),
-            },
-        }
-    }
-
-    fn sync_all(&self, files: &[FileId], folders: &BTreeSet<String>) -> io::Result<()> {
-        if files.len() > SYNC_ONE_BY_ONE && self.home.sync_file_system()? {
-            return Ok(());
-        }
-        files.iter().try_for_each(|&file| self.file(file)?.sync_data())?;
-        folders.iter().try_for_each(|folder| self.home.subdir(folder)?.sync())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -106,14 +75,9 @@ impl Medium for Disk {
     }
 
     fn sync(&self, files: &[FileId]) -> io::Result<()> {
-        let folders: BTreeSet<String> = {
-            let mut open = self.lock();
-            files.iter().filter_map(|&file| open.folders.take(&self.folder_of(file))).collect()
-        };
-        let synced = self.sync_all(files, &folders);
-        if synced.is_err() {
-            self.lock().folders.extend(folders);
+        if files.len() > SYNC_ONE_BY_ONE && self.home.sync_file_system()? {
+            return Ok(());
         }
-        synced
+        files.iter().try_for_each(|&file| self.file(file)?.sync_data())
     }
 }

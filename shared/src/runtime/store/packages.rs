@@ -58,7 +58,7 @@ impl Announced {
     /// Looks what a slot holds, and whether the rest has room on the disk of `space`.
     pub(super) fn begin(slot: Slot, outstanding: &Outstanding, space: &Root, cost: u64) -> Result<Begun, Failure> {
         if let Some(manifest) = slot.manifest() {
-            return Partial::open(slot, manifest, false, |missing| outstanding.take(space, missing, 0))
+            return Partial::open(slot, manifest, |missing| outstanding.take(space, missing, 0))
                 .map(|partial| Begun::Known(Arc::new(partial)));
         }
         match outstanding.take(space, cost, slot.summary.files) {
@@ -70,7 +70,7 @@ impl Announced {
         }
     }
 
-    /// Takes the manifest: makes the folders, and is ready for the files' chunks.
+    /// Takes the manifest: makes the files, empty, and is ready for their chunks.
     ///
     /// # Errors
     /// [`Code::BadPackage`] when it is not the announced one, or has names that cannot be received here; [`Code::NoSpace`],
@@ -80,11 +80,11 @@ impl Announced {
             return Err(Failure::new(Code::BadPackage, "the list of files is not the one announced"));
         }
         check_goal(&self.slot.goal, &whole.manifest)?;
-        let new = self.slot.prepare(&whole)?;
+        self.slot.prepare(&whole)?;
         drop(self.counted);
         let WholeManifest { manifest, encoded } = whole;
         drop(encoded);
-        Partial::open(self.slot, manifest, new, |_| Ok(self.share)).map(Arc::new)
+        Partial::open(self.slot, manifest, |_| Ok(self.share)).map(Arc::new)
     }
 }
 

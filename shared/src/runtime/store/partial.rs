@@ -59,8 +59,6 @@ pub struct Partial {
     /// Where the log ends; held throughout a group commit.
     log_end: Mutex<u64>,
     share: Share,
-    /// Nothing of it was here before.
-    new: bool,
 }
 
 struct State {
@@ -76,26 +74,18 @@ struct State {
 }
 
 impl Partial {
-    /// Opens a slot that is prepared, and reads what its log says. `new`: nothing was there before. `share` gets the disk space that is
-    /// still needed.
-    pub(super) fn open(
-        slot: Slot,
-        manifest: Manifest,
-        new: bool,
-        share: impl FnOnce(u64) -> Result<Share, Failure>,
-    ) -> Result<Partial, Failure> {
+    /// Opens a slot whose files are prepared, and reads what its log says. `share` gets the disk space that is still needed.
+    pub(super) fn open(slot: Slot, manifest: Manifest, share: impl FnOnce(u64) -> Result<Share, Failure>) -> Result<Partial, Failure> {
         let unusable = |error: io::Error| failed("use", slot.home.path().display(), &error);
         let places = Arc::new(Places::new(Arc::new(manifest)));
         let log = read_file(&slot.home, LOG, u64::MAX).map_err(unusable)?.unwrap_or_default();
         let mut durable = log::replay(&slot.summary.id, places.len(), &log);
         let files = slot.home.subdir(FILES).map_err(unusable)?;
-        let before = if new && log.is_empty() { &[][..] } else { &places.manifest().entries };
-        for (at, entry) in before.iter().enumerate() {
+        for (at, entry) in places.manifest().entries.iter().enumerate() {
             // A download that was interrupted while its files were being moved has some of them in place, and not here. And
             // what a file has lost at its end since then can be asked for now.
             let size = match files.stat(entry.path.as_str()).map_err(unusable)? {
                 Some(stat) => stat.st_size as u64,
-                None if entry.size > 0 => 0,
                 None => files.open_to_write(entry.path.as_str(), entry.executable).map(|_| 0).map_err(unusable)?,
             };
             if size > entry.size {
@@ -124,7 +114,7 @@ impl Partial {
             finished: false,
         };
         let log_end = (log.len() - log.len() % log::RECORD) as u64;
-        Ok(Partial { places, slot, medium, state: Mutex::new(state), log_end: Mutex::new(log_end), share, new })
+        Ok(Partial { places, slot, medium, state: Mutex::new(state), log_end: Mutex::new(log_end), share })
     }
 
     /// The manifest.
@@ -169,23 +159,6 @@ impl Partial {
                 nearby::from_folders(self, folder.nearby(), cancel)
             }
         }
-    }
-
-    /// Makes the files of a package that is new here. Their names become durable with what is written into them: to make many files durable
-    /// once, with the first group, costs a fraction of doing so with every group that has new ones.
-    ///
-    /// # Errors
-    /// [`Code::NoSpace`] or [`Code::BadFile`].
-    pub fn make_files(&self) -> Result<(), Failure> {
-        let unusable = |error: io::Error| failed("prepare the package in", self.slot.home.path().display(), &error);
-        if !self.new {
-            return Ok(());
-        }
-        let files = self.slot.home.subdir(FILES).map_err(unusable)?;
-        for entry in &self.manifest().entries {
-            files.open_to_write(entry.path.as_str(), entry.executable).map_err(unusable)?;
-        }
-        Ok(())
     }
 
     /// Writes a verified chunk into its file. It is durable once [`Partial::sync`] has returned its index.

@@ -78,30 +78,25 @@ impl Slot {
         let _ = self.parent.remove_dir(hex(&self.summary.id.0));
     }
 
-    /// Makes the folders of a manifest and its empty files, and then the manifest itself: all durable. A file with content gets its name
-    /// later, durably with its first chunk. `true`: nothing of it was here before.
-    pub(super) fn prepare(&self, whole: &WholeManifest) -> Result<bool, Failure> {
+    /// Makes the folders and files of a manifest, empty, and then the manifest itself: all durable.
+    pub(super) fn prepare(&self, whole: &WholeManifest) -> Result<(), Failure> {
         let unusable = |error: io::Error| failed("prepare the package in", self.home.path().display(), &error);
-        let new = self.home.stat(FILES).map_err(unusable)?.is_none();
         let files = self.home.make_dirs(FILES).map_err(unusable)?;
         let mut folders: BTreeSet<&str> = BTreeSet::from([""]);
-        let mut empty = Vec::new();
-        for entry in &whole.manifest.entries {
+        let entries = &whole.manifest.entries;
+        for entry in entries {
             let parent = entry.path.parent().unwrap_or("");
             if !folders.contains(parent) {
                 files.make_dirs(parent).map_err(unusable)?;
                 folders.extend(parent.match_indices('/').map(|(end, _)| &parent[..end]));
                 folders.insert(parent);
             }
-            if entry.size == 0 {
-                empty.push(&entry.path);
-                files.open_to_write(entry.path.as_str(), entry.executable).map_err(unusable)?;
+            let file = files.open_to_write(entry.path.as_str(), entry.executable).map_err(unusable)?;
+            if entries.len() <= SYNC_ONE_BY_ONE {
+                file.sync_all().map_err(unusable)?;
             }
         }
-        if empty.len() + folders.len() <= SYNC_ONE_BY_ONE || !files.sync_file_system().map_err(unusable)? {
-            for path in empty {
-                files.open_file(path.as_str()).and_then(|file| file.sync_all()).map_err(unusable)?;
-            }
+        if entries.len() <= SYNC_ONE_BY_ONE || !files.sync_file_system().map_err(unusable)? {
             for folder in folders {
                 files.subdir(folder).and_then(|folder| folder.sync()).map_err(unusable)?;
             }
@@ -113,8 +108,7 @@ impl Slot {
             self.home.sync()?;
             self.parent.sync()
         };
-        write().map_err(unusable)?;
-        Ok(new)
+        write().map_err(unusable)
     }
 }
 

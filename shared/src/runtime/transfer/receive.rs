@@ -122,8 +122,6 @@ impl Writer {
         self.take_proofs(&partial)?;
         let mut receiving = Receiving::new(partial.places().clone(), &partial.present());
         self.ask_for(receiving.needed())?;
-        // While the sender reads the first chunks.
-        partial.make_files()?;
         self.progress.send_replace(receiving.progress());
         loop {
             self.fill(&partial, &mut receiving)?;
