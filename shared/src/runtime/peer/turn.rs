@@ -20,9 +20,9 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -57,8 +57,6 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// Written at once to a stream, at most, in bytes.
 const WRITE: usize = 256 << 10;
 
-/// How often the crate has to go round for its answer to leave: to write it, and to wrap it for the relay.
-const ROUNDS: u8 = 2;
 const STUN_HEADER: usize = 20;
 const CHANNEL_HEADER: usize = 4;
 const ALLOCATE: [u8; 2] = [0x00, 0x03];
@@ -126,9 +124,9 @@ impl Streams {
         }
     }
 
-    /// Whether there is no TURN server at all, over no transport.
+    /// Whether there are none.
     pub(super) fn is_empty(&self) -> bool {
-        *self.ways.borrow() == [Way::Absent; 3]
+        self.servers.is_empty()
     }
 
     /// The URL under which the crate is to know a server of ours.
@@ -202,7 +200,7 @@ pub(super) fn virtual_addresses(ip: IpAddr, port: u16) -> Option<Vec<SocketAddr>
     virtual_number(ip).map(|number| [true, false].map(|ipv4| (virtual_ip(number, ipv4), port).into()).into())
 }
 
-/// A UDP socket that carries packets for virtual servers over streams, and sees to it that what a relay brings is answered at once.
+/// A UDP socket that carries packets for virtual servers over streams.
 #[derive(Debug)]
 pub(super) struct TurnSocket {
     inner: Arc<dyn AsyncUdpSocket>,
@@ -212,8 +210,6 @@ pub(super) struct TurnSocket {
     arrived: Mutex<mpsc::Receiver<(SocketAddr, Bytes)>>,
     /// Whether the streams are asked first, the next time: neither may starve the other.
     streams_first: AtomicBool,
-    /// How often the crate is to go round once more; see `poll_again`.
-    again: AtomicU8,
     closed: CancellationToken,
 }
 
@@ -237,16 +233,7 @@ impl TurnSocket {
         let tunnels = streams.servers.iter().enumerate().map(tunnel).collect();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         streams.add_socket();
-        Ok(TurnSocket {
-            inner,
-            streams,
-            number,
-            tunnels,
-            arrived: Mutex::new(arrived),
-            streams_first: AtomicBool::default(),
-            again: AtomicU8::default(),
-            closed,
-        })
+        Ok(TurnSocket { inner, streams, number, tunnels, arrived: Mutex::new(arrived), streams_first: AtomicBool::default(), closed })
     }
 
     fn poll_streams(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
@@ -258,7 +245,6 @@ impl TurnSocket {
                 Poll::Ready(Some((_, frame))) if frame.len() > buf.len() => {}
                 Poll::Ready(Some((address, frame))) => {
                     buf[..frame.len()].copy_from_slice(&frame);
-                    self.again.store(ROUNDS, Ordering::Relaxed);
                     *meta = RecvMeta::default();
                     (meta.addr, meta.len, meta.stride) = (address, frame.len(), frame.len().max(1));
                     return Poll::Ready(Ok(1));
@@ -271,31 +257,12 @@ impl TurnSocket {
 
     fn poll_datagrams(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
         let polled = self.inner.poll_recv(cx, bufs, meta);
-        if let Poll::Ready(Ok(count)) = polled {
-            for buf in bufs.iter().take(count) {
-                if buf.starts_with(&ALLOCATED) {
-                    self.streams.mark(IceTransport::Udp, Way::Answered);
-                }
-                if is_of_turn(buf) {
-                    self.again.store(ROUNDS, Ordering::Relaxed);
-                }
-            }
+        if let Poll::Ready(Ok(count)) = polled
+            && bufs.iter().take(count).any(|buf| buf.starts_with(&ALLOCATED))
+        {
+            self.streams.mark(IceTransport::Udp, Way::Answered);
         }
         polled
-    }
-
-    /// An empty datagram, once or twice after something came over a relay.
-    ///
-    /// The crate (0.21.1) unpacks what a relay brings after it has sent what there was to send; its answers, from the acknowledgement to
-    /// the DTLS handshake, would wait for the next event, which may be a timer a second away. It ignores an empty datagram and goes
-    /// round once more. When it only probes, with a waker that wakes nobody, that would be lost.
-    fn poll_again(&self, cx: &Context<'_>, meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
-        let rounds = self.again.load(Ordering::Relaxed);
-        let Some(meta) = meta.first_mut().filter(|_| rounds > 0 && !cx.waker().will_wake(Waker::noop())) else { return Poll::Pending };
-        self.again.store(rounds - 1, Ordering::Relaxed);
-        *meta = RecvMeta::default();
-        meta.stride = 1;
-        Poll::Ready(Ok(1))
     }
 }
 
@@ -323,8 +290,7 @@ impl AsyncUdpSocket for TurnSocket {
             let polled = self.poll_datagrams(cx, bufs, meta);
             if polled.is_ready() { polled } else { self.poll_streams(cx, bufs, meta) }
         };
-        let polled = if first.is_ready() { first } else { self.poll_datagrams(cx, bufs, meta) };
-        if polled.is_ready() { polled } else { self.poll_again(cx, meta) }
+        if first.is_ready() { first } else { self.poll_datagrams(cx, bufs, meta) }
     }
 
     fn max_gso_segments(&self) -> usize {
@@ -500,15 +466,6 @@ impl Tunnel {
                 () = self.closed.cancelled() => {}
             }
         }
-    }
-}
-
-/// Whether a datagram can be a relay's: ChannelData, or STUN with one of TURN's methods (3 to 9; RFC 8656 §17).
-fn is_of_turn(datagram: &[u8]) -> bool {
-    match datagram {
-        [0x40..=0x7f, ..] => true,
-        [0x00 | 0x01, method, ..] => method & 0x0f >= 3,
-        _ => false,
     }
 }
 
