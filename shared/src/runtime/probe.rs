@@ -160,7 +160,8 @@ async fn resolve(host: &Host, port: u16) -> Result<Vec<SocketAddr>, String> {
 /// Asks every server of the options over its transport, and besides over the other one.
 async fn servers(options: &PeerOptions, addresses: &[IpAddr]) -> Vec<Finding> {
     let ears = Ears { v4: ear(addresses, true), v6: ear(addresses, false) };
-    let urls = options.ice_servers.iter().flat_map(|server| server.urls.iter().map(move |url| (server, url)));
+    let offered = options.ice_servers();
+    let urls = offered.iter().flat_map(|server| server.urls.iter().map(move |url| (server, url)));
     let named = join_all(urls.take(MAX_FINDINGS / 2).map(|(server, url)| targets(server, url))).await;
     let (mut findings, mut targets) = (Vec::new(), Vec::new());
     for found in named {

@@ -95,6 +95,16 @@ async fn examined(servers: &[(String, Option<&str>)]) -> Report {
     examine(&options, None).await
 }
 
+/// They were left out, and with them that UDP is blocked.
+#[tokio::test]
+async fn regression_servers_that_the_signaling_server_hands_out_are_examined() {
+    let url = format!("stun:{}", over_udp(maps_to(4000)).await);
+    let offered = IceServer { urls: vec![url.clone()], username: None, credential: None };
+    let (_newest, server_ice) = tokio::sync::watch::channel(vec![offered]);
+    let options = PeerOptions { server_ice: Some(server_ice), here: true, ..PeerOptions::default() };
+    assert_eq!(of(&examine(&options, None).await, &url).outcome, Outcome::Ok);
+}
+
 fn of<'a>(report: &'a Report, url: &str) -> &'a Finding {
     report.configured().find(|finding| finding.url == url).unwrap_or_else(|| panic!("{url}: {report:#?}"))
 }
