@@ -198,7 +198,7 @@ SETUPS = [
     Broken("wrong TURN credentials", "turn-credentials", "both", credentials(secret="another secret")),
     Broken("expired TURN credentials", "turn-expired", "both", credentials(lifetime=-600)),
     Broken("TURN certificate of an unknown authority", "turn-certificate", "both", certificate(trusted=False), "signed by nobody"),
-    Broken("TURN certificate expired", "turn-certificate", "both", certificate(days=0), "has expired"),
+    Broken("TURN certificate expired", "turn-certificate", "both", certificate(days=-1), "has expired"),
     Broken("TURN certificate for another name", "turn-certificate", "both", certificate(name="other.lab.test"), "for another name"),
     Broken("the signaling server is down", "server-unreachable", "between", no_server),
     Broken("the invite has a wrong port", "server-unreachable", "between", plain(invite=server_at(8001))),
