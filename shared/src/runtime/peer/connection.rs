@@ -352,7 +352,7 @@ impl PeerConnection {
         let mut route = route_of(&local, &remote, rtt.unwrap_or_default());
         if let Some(transport) = self.announcer.relay_transport(&local) {
             // How we reach the relay matters to whoever wonders why it is slow.
-            route.local = format!("{}/{} {}:{}", local.typ, transport.to_string().to_lowercase(), local.address, local.port);
+            route.local = format!("{}/{} {}", local.typ, transport.to_string().to_lowercase(), socket_of(&local));
         }
         Some(route)
     }
@@ -478,8 +478,16 @@ fn announced(candidate: &RTCIceCandidate, known: &[RTCIceCandidate]) -> RTCIceCa
     known.iter().find(same).unwrap_or(candidate).clone()
 }
 
+/// Address and port, an IPv6 address in brackets.
+fn socket_of(candidate: &RTCIceCandidate) -> String {
+    match candidate.address.parse() {
+        Ok(ip) => SocketAddr::new(ip, candidate.port).to_string(),
+        Err(_) => format!("{}:{}", candidate.address, candidate.port),
+    }
+}
+
 fn route_of(local: &RTCIceCandidate, remote: &RTCIceCandidate, rtt: f64) -> Route {
-    let show = |candidate: &RTCIceCandidate| format!("{} {}:{}", candidate.typ, candidate.address, candidate.port);
+    let show = |candidate: &RTCIceCandidate| format!("{} {}", candidate.typ, socket_of(candidate));
     let kinds = [local.typ, remote.typ];
     let kind = if kinds.contains(&RTCIceCandidateType::Relay) {
         RouteKind::Relayed
@@ -498,6 +506,16 @@ fn failed(what: &str, error: &dyn std::error::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The pair in use was not found again among the announced ones.
+    #[test]
+    fn regression_a_route_over_ipv6_has_its_addresses_in_brackets() {
+        let end =
+            |address: &str| RTCIceCandidate { typ: RTCIceCandidateType::Host, address: address.into(), port: 5000, ..Default::default() };
+        let route = route_of(&end("2001:db8::1"), &end("192.0.2.1"), 0.1);
+        assert_eq!([&route.local[..], &route.remote], ["host [2001:db8::1]:5000", "host 192.0.2.1:5000"]);
+        assert_eq!(ip_of(&route.local), Some("2001:db8::1".parse().unwrap()));
+    }
 
     #[test]
     fn exactly_one_certificate_is_accepted() {
