@@ -443,6 +443,8 @@ fn settings(options: &PeerOptions) -> webrtc::peer_connection::SettingEngine {
         .with_ice_timeouts(Some(Duration::from_secs(10)), Some(Duration::from_secs(180)), Some(Duration::from_secs(2)))
         .with_ice_connection_attempts(Some(Duration::from_millis(20)), Some(150))
         .with_host_acceptance_min_wait(Some(Duration::ZERO))
+        // Otherwise 0.5 s: a pair on the local network is there first anyway.
+        .with_srflx_acceptance_min_wait(Some(Duration::ZERO))
         .with_prflx_acceptance_min_wait(Some(Duration::ZERO))
         .with_discard_local_candidates_during_ice_restart(true)
         // Otherwise 2 s, in which a direct path may turn up.
