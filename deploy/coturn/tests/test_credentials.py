@@ -105,7 +105,7 @@ def test_coturn_accepts_what_the_server_makes(lab, server):
     given = server.ice_server("client-1")
     expiry, peer = given["username"].split(":")
     assert peer == "client-1" and 590 <= int(expiry) - time.time() <= 601
-    assert given["urls"] == [f"turn:{TURN}:3478?transport=udp", f"turns:{TURN}:443"]
+    assert given["urls"] == [f"turn:{TURN}:3478?transport=udp", f"turns:{TURN}:443?transport=tcp"]
     assert allocates(lab, given)
     assert not allocates(lab, {**given, "username": f"{expiry}:client-2"})
 
