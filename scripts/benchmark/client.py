@@ -1,7 +1,8 @@
-"""A `webrtc-client --json` that runs: what it says, as it says it."""
+"""A program that runs with `--json`: what it says, as it says it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import threading
@@ -9,7 +10,7 @@ import time
 
 
 class Client:
-    """Events of a running client, each once and with the time at which it came."""
+    """Events of a running program, each once and with the time at which it came."""
 
     def __init__(self, process: subprocess.Popen):
         self.process = process
@@ -22,14 +23,13 @@ class Client:
 
     def _listen(self) -> None:
         for line in self.process.stdout:
-            # A killed client may leave half a line.
-            if line.endswith(b"\n"):
-                with self._changed:
-                    self._events.append((time.monotonic(), json.loads(line)))
-                    self._changed.notify()
+            # A killed program may leave half a line; one that is no JSON is for people.
+            with contextlib.suppress(ValueError), self._changed:
+                self._events.append((time.monotonic(), json.loads(line)))
+                self._changed.notify_all()
         with self._changed:
             self._over = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def next(self, seconds: float) -> tuple[float, dict] | None:
         """The next event and its time; `None` when there will be none.

@@ -7,11 +7,11 @@ import json
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from client import Client
 from network import Host
 from space import LabError
 
@@ -22,31 +22,16 @@ Event = dict
 Wanted = Callable[[Event], bool]
 
 
-class Program:
+class Program(Client):
     """A running program that says one JSON object a line on stdout, and whatever it likes to its log."""
 
     def __init__(self, host: Host, command: list[str], log: Path, folder: Path, environment: dict[str, str]):
         self.host, self.log, self.command = host, log, command
         self.begun = time.monotonic()
         with open(log, "ab") as out:
-            self.process = subprocess.Popen([*host.prefix, *command], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-                                            stdout=subprocess.PIPE, stderr=out)
-        self._events: list[tuple[float, Event]] = []
-        self._seen = 0
-        self._over = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-
-    def _listen(self) -> None:
-        for line in self.process.stdout:
-            # A killed program may leave half a line; one that is no JSON is for people.
-            with contextlib.suppress(ValueError), self._changed:
-                self._events.append((time.monotonic(), json.loads(line)))
-                self._changed.notify_all()
-        with self._changed:
-            self._over = True
-            self._changed.notify_all()
+            process = subprocess.Popen([*host.prefix, *command], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.PIPE, stderr=out)
+        super().__init__(process)
 
     def wait_for(self, wanted: str | Wanted, seconds: float = PATIENCE) -> tuple[float, Event]:
         """The next event that is wanted (of this type, or for which this is true), after those waited for before, and when it came."""
@@ -54,10 +39,10 @@ class Program:
         deadline = time.monotonic() + seconds
         with self._changed:
             while True:
-                while self._seen < len(self._events):
-                    self._seen += 1
-                    if matches(self._events[self._seen - 1][1]):
-                        return self._events[self._seen - 1]
+                while self._next < len(self._events):
+                    self._next += 1
+                    if matches(self._events[self._next - 1][1]):
+                        return self._events[self._next - 1]
                 if self._over:
                     raise LabError(f"{self} ended before {wanted if isinstance(wanted, str) else 'what was waited for'}: {self.last_words()}")
                 if not self._changed.wait(deadline - time.monotonic()):
@@ -66,7 +51,7 @@ class Program:
     def skip(self) -> None:
         """What has been said so far counts as waited for."""
         with self._changed:
-            self._seen = len(self._events)
+            self._next = len(self._events)
 
     def events(self, kind: str | None = None) -> list[tuple[float, Event]]:
         """Everything that it has said so far, or all of one type."""
@@ -85,12 +70,6 @@ class Program:
     def running(self) -> bool:
         """Whether it has not ended."""
         return self.process.poll() is None
-
-    def kill(self) -> None:
-        """SIGKILL; everything that it had said is here then."""
-        self.process.kill()
-        self.process.wait()
-        self._thread.join()
 
     def end(self, seconds: float = 10.0) -> None:
         """SIGTERM, and SIGKILL where that does not help."""
