@@ -6,6 +6,8 @@
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON="${PYTHON:-python3}"
 VENV="$ROOT/.venv"
+# Emulators and checkers that only tests call.
+TOOLS="$ROOT/.venv-tools"
 
 if [[ -t 2 && -z "${NO_COLOR-}" && "${TERM-}" != dumb ]]; then
     BOLD=$'\e[1m' RED=$'\e[31m' GREEN=$'\e[32m' YELLOW=$'\e[33m' PLAIN=$'\e[0m'
@@ -84,6 +86,11 @@ ensure_venv() {
 # ensure_python: the environment of the trainer and its tests, in .venv.
 ensure_python() {
     ensure_venv "$VENV" "the Python environment in .venv" -r "$ROOT/test_files/requirements.txt"
+}
+
+# ensure_tools: emulators of AWS and the checker of the REST interface, in .venv-tools.
+ensure_tools() {
+    ensure_venv "$TOOLS" "the tests' tools in .venv-tools" -r "$ROOT/test_files/tools.txt"
 }
 
 # need_rust: cargo, and the C compiler and linker that it calls.

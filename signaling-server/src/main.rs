@@ -50,7 +50,7 @@ fn start(args: Args) -> anyhow::Result<()> {
         let shutdown = Shutdown::new();
         shutdown.listen_for_signals()?;
         let data_dir = start.config.data_dir.clone();
-        let server = Server::open(start.config, shutdown.token.clone())?;
+        let server = Server::open(start.config, shutdown.token.clone()).await?;
         // stdout is for data; whoever started us may wait for this line.
         println!("{}", if json { listening.to_json() } else { listening.to_string() });
         tracing::info!(http = %listening.http, ws = %listening.ws, ?data_dir, "listening");

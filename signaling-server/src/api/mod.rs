@@ -23,7 +23,7 @@ use crate::runtime::{config::Config, listen, server::Server};
 /// # Errors
 /// When the store or the signing key cannot be opened.
 pub async fn run(config: Config, listeners: Vec<TcpListener>, shutdown: Shutdown) -> Result<(), Failure> {
-    serve(Server::open(config, shutdown.token.clone())?, listeners, shutdown).await;
+    serve(Server::open(config, shutdown.token.clone()).await?, listeners, shutdown).await;
     Ok(())
 }
 

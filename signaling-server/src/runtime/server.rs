@@ -53,7 +53,7 @@ impl Server {
     ///
     /// # Errors
     /// [`Code::BadFile`] when a file cannot be used.
-    pub fn open(config: Config, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
+    pub async fn open(config: Config, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
         let turn = config.turn.clone().map(TurnIssuer::open).transpose()?;
         let (store, keys): (Arc<dyn Store>, KeyPair) = match &config.data_dir {
             None => (Arc::new(MemoryStore::new()), KeyPair::ephemeral()?),
