@@ -184,10 +184,10 @@ fn results_overtake_a_checkpoint_that_is_under_way_and_take_what_has_come_of_it(
     let job = lab.job(client.all("plan")[0]);
     let arriving = lab.models().join("checkpoints");
     eventually("some of it is here", || has_chunks(&arriving));
-    client.signal("STOP");
+    client.pause();
     assert_eq!(lab.client(&["cancel"]).exit_code(), 0);
     eventually("the results are there", || job.has("results.manifest"));
-    client.signal("CONT");
+    client.go_on();
     assert_eq!(client.exit_code(), 7);
     client.whole_journal();
     assert!(client.all("checkpoint_saved").is_empty() && client.all("notice").is_empty(), "it was sent to its end before the results");

@@ -23,10 +23,10 @@ fn a_second_ctrl_c_leaves_at_once() {
     let mut client = lab.train(&lab.package("steady", &Steady::endless()), &[]);
     client.wait_for_entry("batch_ended");
     // Who gets no answer to the goodbye waits for it a little: time for the second one.
-    worker.signal("STOP");
+    worker.pause();
     client.signal("INT");
     client.wait_for("detached");
     client.signal("INT");
     assert_eq!(client.exit_code(), 130);
-    worker.signal("CONT");
+    worker.go_on();
 }

@@ -90,11 +90,11 @@ fn a_client_that_slept_catches_up(seconds: u64) {
     let lab = Lab::with_cable(Side::Worker);
     let (_server, _worker) = lab.open();
     let mut client = training(&lab);
-    client.signal("STOP");
+    client.pause();
     sleep(Duration::from_secs(seconds));
     let mut other = lab.watcher(&["watch"]);
     let present = other.wait_for("caught_up")["seq"].as_u64().unwrap();
-    client.signal("CONT");
+    client.go_on();
     let awake = Instant::now();
     client.wait_until("the present", |event| event["entry"]["seq"].as_u64() >= Some(present));
     assert!(awake.elapsed() < BACK, "{:?}", awake.elapsed());

@@ -39,7 +39,7 @@ fn links_of_the_same_client_that_do_not_answer_make_room() {
     for client in &mut clients {
         client.wait_for_entry("batch_ended");
         // Neither the server nor the worker is told: it looks as if its machine had lost power.
-        client.signal("STOP");
+        client.pause();
     }
     let began = Instant::now();
     lab.client(&["watch"]).wait_for_entry("batch_ended");

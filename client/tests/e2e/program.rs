@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use serde_json::Value;
 
 /// How long anything that a test waits for may take.
@@ -109,6 +110,20 @@ impl Program {
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success(), "kill -{name}");
+    }
+
+    /// Stops it in the middle of whatever it does, until [`Program::go_on`]: when this returns, none of its threads runs any more, which a
+    /// signal that was merely sent does not promise.
+    pub(crate) fn pause(&self) {
+        self.signal("STOP");
+        let pid = Pid::from_child(&self.child);
+        // Without EXITED: a program that ends instead is left for `exit_code` to find.
+        waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).unwrap();
+    }
+
+    /// Ends a pause.
+    pub(crate) fn go_on(&self) {
+        self.signal("CONT");
     }
 
     /// The events of one type.
