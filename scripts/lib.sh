@@ -114,14 +114,15 @@ ensure_cargo_tool() {
 # target_dir: where cargo builds.
 target_dir() { printf '%s\n' "${CARGO_TARGET_DIR:-$ROOT/target}"; }
 
-# build_programs [PROFILE]: builds the three programs (profile dev or release) and prints their folder.
+# build_programs [PROFILE]: builds the three programs (profile dev or release) and prints their folder. For development without AWS, which
+# would take half as long again and is not called here; released programs have everything.
 build_programs() {
-    local profile="${1:-dev}" folder
+    local profile="${1:-dev}" folder features=()
     need_rust
     folder="$profile"
-    [[ "$profile" != dev ]] || folder=debug
+    [[ "$profile" != dev ]] || folder=debug features=(--no-default-features)
     say "Building the programs ($profile)"
-    (cd "$ROOT" && cargo build --quiet --locked --profile "$profile" --workspace --bins) >&2
+    (cd "$ROOT" && cargo build --quiet --locked --profile "$profile" "${features[@]}" --workspace --bins) >&2
     printf '%s/%s\n' "$(target_dir)" "$folder"
 }
 
