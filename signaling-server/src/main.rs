@@ -46,21 +46,21 @@ fn start(args: Args) -> anyhow::Result<()> {
         .build()
         .context("the runtime cannot start")?;
     runtime.block_on(async {
-        let (listeners, listening) = bind(start.addresses).await?;
+        let (listeners, listening) = bind(start.addresses, start.config.tls.is_some()).await?;
         let shutdown = Shutdown::new();
         shutdown.listen_for_signals()?;
         let data_dir = start.config.data_dir.clone();
         let server = Server::open(start.config, shutdown.token.clone()).await?;
         // stdout is for data; whoever started us may wait for this line.
         println!("{}", if json { listening.to_json() } else { listening.to_string() });
-        tracing::info!(http = %listening.http, ws = %listening.ws, ?data_dir, "listening");
+        tracing::info!(http = %listening.http, ws = %listening.ws, tls = listening.tls, ?data_dir, "listening");
         api::serve(server, listeners, shutdown).await;
         tracing::info!("stopped");
         Ok(())
     })
 }
 
-async fn bind(addresses: Addresses) -> anyhow::Result<(Vec<TcpListener>, Listening)> {
+async fn bind(addresses: Addresses, tls: bool) -> anyhow::Result<(Vec<TcpListener>, Listening)> {
     let listen = async |address| {
         let failure = |error| Failure::new(Code::Unavailable, format!("cannot listen on {address}: {error}; choose another address"));
         TcpListener::bind(address).await.map_err(failure)
@@ -69,11 +69,11 @@ async fn bind(addresses: Addresses) -> anyhow::Result<(Vec<TcpListener>, Listeni
         Addresses::One(address) => {
             let one = listen(address).await?;
             let bound = one.local_addr()?;
-            (vec![one], Listening { http: bound, ws: bound })
+            (vec![one], Listening { http: bound, ws: bound, tls })
         }
         Addresses::Two { http, ws } => {
             let (http, ws) = (listen(http).await?, listen(ws).await?);
-            let listening = Listening { http: http.local_addr()?, ws: ws.local_addr()? };
+            let listening = Listening { http: http.local_addr()?, ws: ws.local_addr()?, tls };
             (vec![http, ws], listening)
         }
     })

@@ -17,6 +17,7 @@ mod health;
 
 use std::{
     net::IpAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -32,12 +33,12 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout},
 };
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream,
+    Connector, MaybeTlsStream, WebSocketStream,
     tungstenite::{self, Message, protocol::WebSocketConfig},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{identity::Identity, network_changes::is_ours, seal};
+use super::{identity::Identity, network_changes::is_ours, peer::turn::Trust, seal};
 use crate::domain::{
     backoff::Backoff,
     error::{Code, Envelope, Failure},
@@ -74,25 +75,49 @@ pub struct Api {
     http: reqwest::Client,
     server: String,
     ice_servers: watch::Sender<Vec<IceServer>>,
+    trust: Trust,
+    /// How a WebSocket is secured.
+    connector: Connector,
 }
 
 impl Api {
-    /// For the server at this base URL.
+    /// For the server at this base URL; with `https`, the system's certificates decide whom to trust.
     ///
     /// # Errors
     /// [`Code::InvalidRequest`] when it is not an `http(s)://` URL.
     pub fn new(server: &str) -> Result<Self, Failure> {
+        Self::trusting(server, None)
+    }
+
+    /// For the server at this base URL; the certificates in the file (PEM) are trusted, too.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] when it is not an `http(s)://` URL, [`Code::BadFile`] for certificates that cannot be read.
+    pub fn trusting(server: &str, ca_file: Option<&Path>) -> Result<Self, Failure> {
         let server = server.trim_end_matches('/').to_owned();
         let parsed = reqwest::Url::parse(&server).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-        if parsed.is_none() {
+        let Some(url) = parsed else {
             return Err(Failure::new(
                 Code::InvalidRequest,
                 format!("'{server}' is not the URL of a server: it must look like http://HOST:8001 or https://HOST"),
             ));
-        }
-        let http = reqwest::Client::builder().timeout(HTTP_TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build();
-        let http = http.map_err(|error| Failure::new(Code::Internal, format!("no HTTP client can be made: {error}")))?;
-        Ok(Api { http, server, ice_servers: watch::Sender::new(Vec::new()) })
+        };
+        let trust = Trust::with(ca_file)?;
+        let mut http = reqwest::Client::builder().timeout(HTTP_TIMEOUT).connect_timeout(CONNECT_TIMEOUT);
+        let connector = if url.scheme() == "https" {
+            let config = trust.config().map_err(|why| Failure::new(Code::Internal, format!("TLS cannot be used: {why}")))?;
+            http = http.tls_backend_preconfigured(config.as_ref().clone());
+            Connector::Rustls(config)
+        } else {
+            Connector::Plain
+        };
+        let http = http.build().map_err(|error| Failure::new(Code::Internal, format!("no HTTP client can be made: {error}")))?;
+        Ok(Api { http, server, ice_servers: watch::Sender::new(Vec::new()), trust, connector })
+    }
+
+    /// Whom it trusts as a server over TLS.
+    pub(super) fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// The server's base URL, without a slash at its end.
@@ -147,13 +172,8 @@ impl Api {
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
         let cause = root_cause(error);
-        Failure::new(
-            Code::NoConnection,
-            format!(
-                "the signaling server {} cannot be reached: {cause}. Check the address, and that webrtc-server runs there",
-                self.server
-            ),
-        )
+        let advice = advice(&cause).unwrap_or("Check the address, and that webrtc-server runs there");
+        Failure::new(Code::NoConnection, format!("the signaling server {} cannot be reached: {cause}. {advice}", self.server))
     }
 
     fn strange(&self, status: u16) -> Failure {
@@ -167,6 +187,12 @@ impl Api {
         // http → ws, https → wss: the same router answers on both of the server's ports.
         format!("ws{}/", self.server.strip_prefix("http").unwrap_or(&self.server))
     }
+}
+
+/// What helps where the server's certificate is the cause.
+fn advice(cause: &str) -> Option<&'static str> {
+    // reqwest and tungstenite hide rustls's error; its text begins so.
+    cause.contains("invalid peer certificate").then_some("If the server's certificate is from a CA of your own, name the CA's with --ca-file")
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {
@@ -382,13 +408,16 @@ impl Task {
             .max_write_buffer_size(4 * MAX_MESSAGE);
         let url = self.api.websocket_url();
         let stream = self.reach(&url).await?;
-        let opening = tokio_tungstenite::client_async_tls_with_config(url, stream, Some(config), None);
+        let opening = tokio_tungstenite::client_async_tls_with_config(url, stream, Some(config), Some(self.api.connector.clone()));
         match timeout(CONNECT_TIMEOUT, opening).await {
             Ok(Ok((socket, _))) => Ok(socket),
             Ok(Err(tungstenite::Error::Http(response))) => {
                 Err(self.unreachable(&format!("it answered HTTP {}", response.status().as_u16())))
             }
-            Ok(Err(error)) => Err(self.unreachable(&root_cause(&error))),
+            Ok(Err(error)) => {
+                let cause = root_cause(&error);
+                Err(self.unreachable(&advice(&cause).map_or_else(|| cause.clone(), |advice| format!("{cause}. {advice}"))))
+            }
             Err(_) => Err(self.unreachable("no answer in time")),
         }
     }

@@ -16,7 +16,11 @@ use std::sync::Arc;
 use shared::{domain::error::Failure, runtime::shutdown::Shutdown};
 use tokio::{net::TcpListener, sync::Semaphore};
 
-use crate::runtime::{config::Config, listen, server::Server};
+use crate::runtime::{
+    config::Config,
+    listen::{self, Manner},
+    server::Server,
+};
 
 /// The whole server: opens the store and the signing key, then [`serve`]s.
 ///
@@ -32,8 +36,12 @@ pub async fn run(config: Config, listeners: Vec<TcpListener>, shutdown: Shutdown
 pub async fn serve(server: Arc<Server>, listeners: Vec<TcpListener>, shutdown: Shutdown) {
     let router = http::router(server.clone(), shutdown.tracker.clone());
     let connections = Arc::new(Semaphore::new(server.config.limits.connections));
+    let manner = Manner { router, connections, tls: server.tls.clone(), head: server.config.timing.head };
     for listener in listeners {
-        shutdown.spawn(listen::serve(listener, router.clone(), connections.clone(), server.config.timing.head, shutdown.clone()));
+        shutdown.spawn(listen::serve(listener, manner.clone(), shutdown.clone()));
+    }
+    if let Some(tls) = &server.tls {
+        shutdown.spawn(tls.clone().watch(server.config.timing.certificates, shutdown.token.clone()));
     }
     shutdown.spawn(server.clone().sweep());
     shutdown.token.cancelled().await;

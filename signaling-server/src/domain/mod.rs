@@ -2,9 +2,11 @@
 //!
 //! * [`grant`]: the room record, who owns what in it, and when it ends
 //! * [`rooms`]: who is connected to which room right now, and what happens to each message
+//! * [`proxies`]: whose word is believed about where a request comes from
 //! * [`turn_credentials`]: what an admitted peer authenticates with at a TURN server
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod grant;
+pub mod proxies;
 pub mod rooms;
 pub mod turn_credentials;

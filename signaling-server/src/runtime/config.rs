@@ -1,12 +1,12 @@
 //! What the server needs to know, decided once; nobody below the command line reads flags or the environment.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 use shared::domain::signal::IceServer;
 
-use super::{clock::Clock, turn_credentials::TurnConfig};
-use crate::domain::grant::DEFAULT_TTL;
+use super::{clock::Clock, tls::TlsFiles, turn_credentials::TurnConfig};
+use crate::domain::{grant::DEFAULT_TTL, proxies::TrustedProxies};
 
 /// The whole configuration.
 #[derive(Debug, Clone)]
@@ -22,7 +22,9 @@ pub struct Config {
     /// How long an anonymous user's token is valid, in seconds.
     pub token_ttl: u64,
     /// Reverse proxies whose `X-Forwarded-For` is believed.
-    pub trusted_proxies: Vec<IpAddr>,
+    pub trusted_proxies: TrustedProxies,
+    /// The certificate and key of its own listeners; absent: they speak plain HTTP.
+    pub tls: Option<TlsFiles>,
     /// How much anybody may do.
     pub limits: Limits,
     /// How long anybody may take.
@@ -40,7 +42,8 @@ impl Default for Config {
             room_ttl: DEFAULT_TTL,
             // As long as the longest room, so that its creator can still delete it.
             token_ttl: 24 * 3600,
-            trusted_proxies: Vec::new(),
+            trusted_proxies: TrustedProxies::default(),
+            tls: None,
             limits: Limits::default(),
             timing: Timing::default(),
             clock: Clock::system(),
@@ -103,7 +106,7 @@ impl Default for Limits {
 /// How long anybody may take.
 #[derive(Debug, Clone)]
 pub struct Timing {
-    /// To send a request's head.
+    /// For a TLS handshake, and to send a request's head.
     pub head: Duration,
     /// To send a request's body and be answered.
     pub request: Duration,
@@ -121,6 +124,8 @@ pub struct Timing {
     pub drain: Duration,
     /// Between two sweeps of expired rooms.
     pub sweep: Duration,
+    /// Between two looks at the TLS certificate's files.
+    pub certificates: Duration,
 }
 
 impl Default for Timing {
@@ -135,6 +140,7 @@ impl Default for Timing {
             close: Duration::from_secs(1),
             drain: Duration::from_secs(5),
             sweep: Duration::from_secs(60),
+            certificates: Duration::from_secs(30),
         }
     }
 }

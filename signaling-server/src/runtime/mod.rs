@@ -4,7 +4,7 @@
 //! * [`hub`]: sockets ↔ rooms; [`relay`]: peers that are connected to another process
 //! * [`store`]: rooms that outlive the process; [`auth`], [`key`], [`proof`]: tokens and keys
 //! * [`turn_credentials`]: for admitted peers, from a secret that is shared with the TURN server
-//! * [`rate`]: limits; [`metrics`]; [`listen`]: TCP and HTTP connections; [`clock`], [`config`]
+//! * [`rate`]: limits; [`metrics`]; [`listen`]: TCP and HTTP connections; [`tls`]; [`clock`], [`config`]
 
 pub mod admission;
 pub mod auth;
@@ -19,4 +19,5 @@ pub mod rate;
 pub mod relay;
 pub mod server;
 pub mod store;
+pub mod tls;
 pub mod turn_credentials;

@@ -19,6 +19,7 @@ use super::{
     rate::{Address, Rates, Sockets},
     relay::OneProcess,
     store::{MemoryStore, RedbStore, Store, StoreError},
+    tls::Tls,
     turn_credentials::TurnIssuer,
 };
 use crate::domain::grant::{self, Change, Identity, PublicKey, Refusal, Room, TokenHash};
@@ -36,6 +37,8 @@ pub struct Server {
     pub auth: Auth,
     /// TURN credentials, where there are TURN servers to give them for.
     pub turn: Option<TurnIssuer>,
+    /// How its own listeners are secured, if they are.
+    pub tls: Option<Arc<Tls>>,
     /// Registered sockets.
     pub hub: Arc<Hub>,
     /// Limits on rates.
@@ -55,6 +58,7 @@ impl Server {
     /// [`Code::BadFile`] when a file cannot be used.
     pub async fn open(config: Config, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
         let turn = config.turn.clone().map(TurnIssuer::open).transpose()?;
+        let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
         let (store, keys): (Arc<dyn Store>, KeyPair) = match &config.data_dir {
             None => (Arc::new(MemoryStore::new()), KeyPair::ephemeral()?),
             Some(dir) => {
@@ -71,6 +75,7 @@ impl Server {
             sockets: Arc::default(),
             config,
             turn,
+            tls,
             store,
             hub,
             metrics,

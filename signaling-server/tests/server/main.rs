@@ -6,4 +6,5 @@ mod process;
 mod relay;
 mod rest;
 mod support;
+mod tls;
 mod turn;

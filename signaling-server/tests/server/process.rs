@@ -10,7 +10,12 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::support::{Api, register};
+use signaling_server::runtime::tls::TlsFiles;
+
+use super::{
+    support::{Api, register},
+    tls::Authority,
+};
 
 struct Program {
     child: Child,
@@ -119,6 +124,32 @@ async fn a_second_signal_does_not_wait_for_anybody() {
     assert_eq!(worker.closed().await, 1012);
     program.signal("INT");
     assert_eq!(program.ended().await.code(), Some(130));
+}
+
+#[tokio::test]
+async fn a_hangup_reads_the_certificate_anew_and_ends_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let TlsFiles { cert, key } = authority.files();
+    let mut child = command(dir.path())
+        .args(["--listen", "127.0.0.1:0", "--json", "--store", "memory", "--tls-cert"])
+        .arg(cert)
+        .arg("--tls-key")
+        .arg(key)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let listening: Value = serde_json::from_str(&line).unwrap();
+    let address = listening["ws"].as_str().unwrap().strip_prefix("wss://").expect("it says that it speaks TLS").to_owned();
+    assert_eq!(listening["http"], format!("https://{address}"));
+    let program = Program { child, api: Api::at(address.clone()), log: None };
+    authority.connect(&address).await;
+    // It looks by itself every 30 s, which is longer than the test waits.
+    let second = authority.issue();
+    program.signal("HUP");
+    authority.await_served(&address, &second).await;
 }
 
 #[tokio::test]

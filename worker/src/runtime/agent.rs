@@ -123,7 +123,7 @@ pub enum AgentEvent {
 pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown: Shutdown) -> Result<(), Failure> {
     config.trainers.check()?;
     let stop = shutdown.token.clone();
-    let api = Arc::new(Api::new(&config.server)?);
+    let api = Arc::new(Api::trusting(&config.server, config.network.ca_file.as_deref())?);
     let identity = Arc::new(Identity::load_or_create(&config.data_dir.join("identity.json"))?);
     let store = Store::open(&config.data_dir.join("store"), config.quota)?
         .with_holds(Arc::new(Workspace::open(&config.data_dir)?))
