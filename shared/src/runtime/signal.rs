@@ -192,7 +192,9 @@ impl Api {
 /// What helps where the server's certificate is the cause.
 fn advice(cause: &str) -> Option<&'static str> {
     // reqwest and tungstenite hide rustls's error; its text begins so.
-    cause.contains("invalid peer certificate").then_some("If the server's certificate is from a CA of your own, name the CA's with --ca-file")
+    cause
+        .contains("invalid peer certificate")
+        .then_some("If the server's certificate is from a CA of your own, name the CA's with --ca-file")
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {

@@ -1,11 +1,6 @@
 //! The command line of `webrtc-server`: flags, then environment, then `webrtc-connect.toml`, then defaults, decided once.
 
-use std::{
-    convert::Infallible,
-    fmt,
-    net::SocketAddr,
-    path::PathBuf,
-};
+use std::{convert::Infallible, fmt, net::SocketAddr, path::PathBuf};
 
 use clap::{ArgAction, Parser, ValueEnum};
 use serde::Deserialize;
@@ -371,11 +366,14 @@ mod tests {
 
     #[test]
     fn proxies_are_addresses_and_networks() {
-        let proxies = |line: &[&str], file: &str| args(&[&["--store", "memory"], line].concat()).with(section(file)).unwrap().config.trusted_proxies;
+        let proxies =
+            |line: &[&str], file: &str| args(&[&["--store", "memory"], line].concat()).with(section(file)).unwrap().config.trusted_proxies;
         let file = "[server]\ntrusted_proxies = ['192.0.2.1']\n";
         assert!(proxies(&[], file).contains("192.0.2.1".parse().unwrap()));
         let named = proxies(&["--trusted-proxy", "10.0.0.0/8,127.0.0.1"], file);
-        assert!(["10.2.3.4", "127.0.0.1"].iter().all(|ip| named.contains(ip.parse().unwrap())) && !named.contains("192.0.2.1".parse().unwrap()));
+        assert!(
+            ["10.2.3.4", "127.0.0.1"].iter().all(|ip| named.contains(ip.parse().unwrap())) && !named.contains("192.0.2.1".parse().unwrap())
+        );
         let refused = Args::try_parse_from(["webrtc-server", "--trusted-proxy", "proxy.example"]).unwrap_err().to_string();
         assert!(refused.contains("neither an address such as"), "{refused}");
     }

@@ -241,6 +241,11 @@ async fn answers(server: &Server, admitted: &Admitted, text: &str) -> Vec<ToPeer
             Ok(expires_at) => vec![ToPeer::Renewed { expires_at }],
             Err(failure) => vec![error(failure)],
         },
+        Ok(ToServer::DeleteRoom) => match server.delete_room(&admitted.identity, &admitted.room).await {
+            // The socket is closed with the others.
+            Ok(()) => Vec::new(),
+            Err(failure) => vec![error(failure)],
+        },
         Ok(message) => admitted.seat.handle(message).await,
         Err(failure) => vec![error(failure)],
     };

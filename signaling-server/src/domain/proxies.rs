@@ -103,7 +103,11 @@ mod tests {
             ("10.0.0.9", &[""], "10.0.0.9"),
             ("10.0.0.9", &[], "10.0.0.9"),
         ] {
-            assert_eq!(trusted.origin(remote.parse().unwrap(), forwarded.iter().copied()), origin.parse::<IpAddr>().unwrap(), "{forwarded:?}");
+            assert_eq!(
+                trusted.origin(remote.parse().unwrap(), forwarded.iter().copied()),
+                origin.parse::<IpAddr>().unwrap(),
+                "{forwarded:?}"
+            );
         }
     }
 
