@@ -11,7 +11,8 @@ use shared::{
 use signaling_server::{
     api::{
         self,
-        cli::{Addresses, Args, Listening},
+        cli::{Addresses, Args, Command, Listening},
+        health::{self, HealthArgs},
     },
     runtime::server::Server,
 };
@@ -24,7 +25,20 @@ const STACK_BYTES: usize = 512 * 1024;
 const BLOCKING_THREADS: usize = 4;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let mut args = Args::parse();
+    if let Some(Command::Health(health)) = args.command.take() {
+        return match ask(args, &health) {
+            Ok(answer) => {
+                println!("{answer}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("webrtc-server: {error:#}");
+                // Docker knows 0 and 1.
+                ExitCode::FAILURE
+            }
+        };
+    }
     let started = telemetry::init("webrtc-server", args.verbose, None).map_err(anyhow::Error::from).and_then(|()| start(args));
     match started {
         Ok(()) => ExitCode::SUCCESS,
@@ -58,6 +72,14 @@ fn start(args: Args) -> anyhow::Result<()> {
         tracing::info!("stopped");
         Ok(())
     })
+}
+
+/// Asks a running server how it is.
+fn ask(args: Args, health: &HealthArgs) -> anyhow::Result<String> {
+    let start = args.resolve()?;
+    let target = health.target(start.addresses.http(), start.config.tls.is_some())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime cannot start")?;
+    Ok(runtime.block_on(health::ask(&target))?)
 }
 
 async fn bind(addresses: Addresses, tls: bool) -> anyhow::Result<(Vec<TcpListener>, Listening)> {

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, fmt, net::SocketAddr, path::PathBuf};
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 use shared::{
     domain::{
@@ -13,6 +13,7 @@ use shared::{
     runtime::config,
 };
 
+use super::health::HealthArgs;
 use crate::{
     domain::{
         grant,
@@ -46,6 +47,9 @@ const EXAMPLES: &str = r#"Examples:
 #[derive(Debug, Parser)]
 #[command(name = "webrtc-server", version, after_help = EXAMPLES)]
 pub struct Args {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Where REST is served (the WebSocket is served here, too) [default: 0.0.0.0:8001]
     #[arg(long, env = "WEBRTC_SERVER_HTTP", value_name = "ADDRESS")]
     http: Option<SocketAddr>,
@@ -107,6 +111,13 @@ pub struct Args {
     pub verbose: u8,
 }
 
+/// What the program does besides serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Asks the server that these options would start how it is; exits with 0 if it can serve, with 1 if not
+    Health(HealthArgs),
+}
+
 /// Where rooms are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -158,6 +169,16 @@ pub enum Addresses {
     },
     /// On one.
     One(SocketAddr),
+}
+
+impl Addresses {
+    /// Where REST is served.
+    pub fn http(self) -> SocketAddr {
+        match self {
+            Addresses::Two { http, .. } => http,
+            Addresses::One(one) => one,
+        }
+    }
 }
 
 impl Args {

@@ -1,12 +1,13 @@
 //! What people and peers touch: the command line, the REST routes, the WebSocket.
 //!
 //! * [`run`]: the whole server as one future; the listeners and the end are arguments
-//! * [`cli`]; [`http`] (the table of routes), [`handlers`]; [`ws`]; [`openapi`]; [`extract`], [`error`]
+//! * [`cli`], [`health`]; [`http`] (the table of routes), [`handlers`]; [`ws`]; [`openapi`]; [`extract`], [`error`]
 
 pub mod cli;
 pub mod error;
 pub mod extract;
 pub mod handlers;
+pub mod health;
 pub mod http;
 pub mod openapi;
 pub mod ws;

@@ -2,12 +2,14 @@
 //!
 //! * [`Tls::open`] reads the pair; what is wrong with it is an error at the start
 //! * [`Tls::accept`] is a handshake; who speaks plain HTTP here is told so
+//! * [`unverified`] is the other end, for a probe on the same machine
 //! * [`Tls::watch`] looks at the files from time to time and at SIGHUP; a pair that cannot be used leaves the one before in place
 //!
 //! TLS 1.2 and 1.3, HTTP/1.1. Sessions are resumed by tickets, so that ten thousand of them take no memory here.
 
 use std::{
     fmt, io,
+    net::{IpAddr, Ipv4Addr},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
@@ -22,12 +24,13 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use tokio_rustls::{
-    TlsAcceptor,
+    TlsAcceptor, TlsConnector, client,
     rustls::{
-        self, ServerConfig,
-        crypto::aws_lc_rs,
+        self, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme,
+        client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        crypto::{self, aws_lc_rs},
         pki_types::{
-            CertificateDer, PrivateKeyDer,
+            CertificateDer, PrivateKeyDer, ServerName, UnixTime,
             pem::{self, PemObject},
         },
         server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
@@ -161,6 +164,63 @@ impl Tls {
             }
             Err(failure) => tracing::error!(%failure, "the TLS certificate cannot be read anew; the one before stays in use"),
         }
+    }
+}
+
+/// A connection to a server on this machine, whose certificate is for the name that others know it by.
+///
+/// # Errors
+/// When there is no handshake, or the other end is another machine, whose certificate would matter.
+pub async fn unverified(stream: TcpStream) -> io::Result<client::TlsStream<TcpStream>> {
+    if !stream.peer_addr()?.ip().to_canonical().is_loopback() {
+        return Err(io::Error::other("over TLS only a server on this machine is asked; use its loopback address"));
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody))
+        .with_no_client_auth();
+    let name = ServerName::IpAddress(IpAddr::from(Ipv4Addr::LOCALHOST).into());
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+}
+
+/// Takes any certificate.
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        crypto::verify_tls12_signature(message, cert, signed, &aws_lc_rs::default_provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        crypto::verify_tls13_signature(message, cert, signed, &aws_lc_rs::default_provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
