@@ -96,7 +96,7 @@ fn load(path: &Path) -> Result<TurnSecrets, Failure> {
 }
 
 /// The text of a small file that nobody but its owner can read.
-fn read_private(path: &Path) -> io::Result<String> {
+pub(super) fn read_private(path: &Path) -> io::Result<String> {
     // Looked at before it is opened: opening a pipe would wait for its other end.
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
