@@ -95,13 +95,13 @@ fn load(path: &Path) -> Result<TurnSecrets, Failure> {
     text.parse().map_err(|error: crate::domain::turn_credentials::BadSecrets| bad(error.to_string()))
 }
 
-/// The text of a small file that nobody but its owner can read.
 /// Whether anybody may read it who should not. Root may let our group read what it keeps for us, as Kubernetes does with secrets.
 fn is_open_to_others(mode: u32, owner: u32) -> bool {
     mode & (if owner == 0 { 0o037 } else { 0o077 }) != 0
 }
 
-fn read_private(path: &Path) -> io::Result<String> {
+/// The text of a small file that nobody but its owner can read.
+pub(super) fn read_private(path: &Path) -> io::Result<String> {
     // Looked at before it is opened: opening a pipe would wait for its other end.
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
