@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
-use shared::domain::signal::IceServer;
+use shared::domain::{id::Secret, signal::IceServer};
 
 use super::{clock::Clock, turn_credentials::TurnConfig};
 use crate::domain::grant::DEFAULT_TTL;
@@ -13,6 +13,10 @@ use crate::domain::grant::DEFAULT_TTL;
 pub struct Config {
     /// Where rooms and the signing key are kept; nowhere, and lost with the process, when absent.
     pub data_dir: Option<PathBuf>,
+    /// The DynamoDB table where rooms are kept instead; the signing key stays in the data directory.
+    pub dynamodb_table: Option<String>,
+    /// Where AWS is, where the environment does not say.
+    pub aws: AwsSettings,
     /// What peers are told to use for connectivity.
     pub ice_servers: Vec<IceServer>,
     /// TURN servers that admitted peers get short-lived credentials for, beside those.
@@ -35,6 +39,8 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             data_dir: None,
+            dynamodb_table: None,
+            aws: AwsSettings::default(),
             ice_servers: Vec::new(),
             turn: None,
             room_ttl: DEFAULT_TTL,
@@ -46,6 +52,26 @@ impl Default for Config {
             clock: Clock::system(),
         }
     }
+}
+
+/// What wins over the environment's AWS settings. The program sets none of it; whoever embeds the server may.
+#[derive(Debug, Clone, Default)]
+pub struct AwsSettings {
+    /// The region.
+    pub region: Option<String>,
+    /// Where every AWS service is.
+    pub endpoint_url: Option<String>,
+    /// Who we are.
+    pub keys: Option<AwsKeys>,
+}
+
+/// An access key.
+#[derive(Debug, Clone)]
+pub struct AwsKeys {
+    /// Its id.
+    pub id: String,
+    /// Its secret.
+    pub secret: Secret<String>,
 }
 
 /// How much anybody may do. An address is an IPv4 address or an IPv6 /64 network.

@@ -3,13 +3,17 @@
 //! * [`server`]: every operation, one method each; [`admission`]: how a socket gets into a room
 //! * [`hub`]: sockets ↔ rooms; [`relay`]: peers that are connected to another process
 //! * [`store`]: rooms that outlive the process; [`auth`], [`key`], [`proof`]: tokens and keys
+//! * [`guard`]: what keeps a service that is away from holding us up; `aws`: what all AWS clients share
 //! * [`turn_credentials`]: for admitted peers, from a secret that is shared with the TURN server
 //! * [`rate`]: limits; [`metrics`]; [`listen`]: TCP and HTTP connections; [`clock`], [`config`]
 
 pub mod admission;
 pub mod auth;
+#[cfg(feature = "aws")]
+pub mod aws;
 pub mod clock;
 pub mod config;
+pub mod guard;
 pub mod hub;
 pub mod key;
 pub mod listen;
