@@ -22,14 +22,14 @@ use super::{
 };
 use crate::{
     domain::grant::{Identity, PublicKey},
-    runtime::{clock, rate::Address, server::Server},
+    runtime::{auth::KeyHealth, clock, rate::Address, server::Server},
 };
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
 /// `POST /anonymous-signin`
 pub async fn sign_in(State(server): State<Arc<Server>>, Extension(from): Extension<Address>) -> Answer<SignIn> {
-    Ok(Json(server.sign_in(from)?))
+    Ok(Json(server.sign_in(from).await?))
 }
 
 /// The body of `POST /create-room`; the same as `shared`'s, and read more leniently.
@@ -130,10 +130,16 @@ pub async fn health(State(server): State<Arc<Server>>) -> Response {
     let store = server.check_store().await;
     let sockets = server.sockets.len();
     let full = sockets >= server.config.limits.sockets;
-    let (status, code) = match (&store, full || server.stop.is_cancelled()) {
-        (Err(_), _) => ("unhealthy", StatusCode::SERVICE_UNAVAILABLE),
-        (Ok(()), true) => ("degraded", StatusCode::OK),
-        (Ok(()), false) => ("healthy", StatusCode::OK),
+    let users = server.users_health();
+    let (keys, verifies) = match server.auth.health() {
+        KeyHealth::Good => ("ok".to_owned(), true),
+        KeyHealth::Stale(why) => (format!("stale: {why}"), true),
+        KeyHealth::None(why) => (format!("none: {why}"), false),
+    };
+    let (status, code) = match (store.is_ok() && verifies, full || server.stop.is_cancelled() || keys != "ok" || users != "ok") {
+        (false, _) => ("unhealthy", StatusCode::SERVICE_UNAVAILABLE),
+        (true, true) => ("degraded", StatusCode::OK),
+        (true, false) => ("healthy", StatusCode::OK),
     };
     let body = json!({
         "status": status,
@@ -142,6 +148,8 @@ pub async fn health(State(server): State<Arc<Server>>) -> Response {
         "timestamp": clock::rfc3339(server.now()),
         "details": {
             "store": if store.is_ok() { "ok" } else { "not answering" },
+            "keys": keys,
+            "users": users,
             "sockets": sockets,
             "stopping": server.stop.is_cancelled(),
         },
@@ -157,5 +165,5 @@ pub async fn metrics(State(server): State<Arc<Server>>) -> Response {
 
 /// `GET /.well-known/jwks.json`
 pub async fn jwks(State(server): State<Arc<Server>>) -> Json<Value> {
-    Json(server.auth.jwks().clone())
+    Json(server.auth.jwks())
 }

@@ -36,6 +36,7 @@ pub async fn serve(server: Arc<Server>, listeners: Vec<TcpListener>, shutdown: S
         shutdown.spawn(listen::serve(listener, router.clone(), connections.clone(), server.config.timing.head, shutdown.clone()));
     }
     shutdown.spawn(server.clone().sweep());
+    server.attend(&shutdown);
     shutdown.token.cancelled().await;
     shutdown.drain(server.config.timing.drain).await;
 }

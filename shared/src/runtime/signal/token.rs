@@ -76,11 +76,8 @@ impl Tokens {
 
     /// Keeps what a sign-in gave.
     pub(super) fn remember(&mut self, sign_in: SignIn) -> IdToken {
-        let kept = Kept {
-            server: self.server.clone(),
-            id_token: sign_in.id_token,
-            expires_at: unix_now().saturating_add(sign_in.expires_in),
-        };
+        let kept =
+            Kept { server: self.server.clone(), id_token: sign_in.id_token, expires_at: unix_now().saturating_add(sign_in.expires_in) };
         if let Some(path) = &self.file
             && let Err(error) = write(path, &kept)
         {
