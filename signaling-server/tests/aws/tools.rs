@@ -13,9 +13,10 @@ use super::{
 async fn call(endpoint: &str, target: &str, body: Value) -> reqwest::Result<(u16, Value)> {
     let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
     let request = http.post(endpoint).header("X-Amz-Target", target).header("Content-Type", "application/x-amz-json-1.0");
-    // moto finds the service in the signature.
+    // moto finds the service in the signature; nobody checks it.
     let signature = "AWS4-HMAC-SHA256 Credential=test/20260101/us-west-1/dynamodb/aws4_request, SignedHeaders=host, Signature=0";
-    let response = request.header("Authorization", signature).body(body.to_string()).send().await?;
+    let response =
+        request.header("X-Amz-Date", "20260101T000000Z").header("Authorization", signature).body(body.to_string()).send().await?;
     let status = response.status().as_u16();
     let text = response.text().await?;
     Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
@@ -26,7 +27,7 @@ const CREATE: &str = "DynamoDB_20120810.CreateTable";
 
 fn table() -> Value {
     json!({
-        "TableName": "t",
+        "TableName": "rooms",
         "BillingMode": "PAY_PER_REQUEST",
         "AttributeDefinitions": [{"AttributeName": "k", "AttributeType": "S"}],
         "KeySchema": [{"AttributeName": "k", "KeyType": "HASH"}],
@@ -39,7 +40,7 @@ async fn both_emulators_answer() {
     for endpoint in [&moto.endpoint, &dynoxide.endpoint] {
         assert_eq!(call(endpoint, LIST, json!({})).await.unwrap(), (200, json!({"TableNames": []})));
         assert_eq!(call(endpoint, CREATE, table()).await.unwrap().0, 200);
-        assert_eq!(call(endpoint, LIST, json!({})).await.unwrap(), (200, json!({"TableNames": ["t"]})));
+        assert_eq!(call(endpoint, LIST, json!({})).await.unwrap(), (200, json!({"TableNames": ["rooms"]})));
     }
 }
 
@@ -70,7 +71,7 @@ async fn the_proxy_makes_the_faults_that_it_is_asked_for() {
     proxy.fail_next(1, Fault::Lost, "CreateTable");
     assert_eq!(list().await.unwrap(), (200, json!({"TableNames": []})));
     assert!(call(&proxy.endpoint, CREATE, table()).await.is_err());
-    assert_eq!(list().await.unwrap(), (200, json!({"TableNames": ["t"]})));
+    assert_eq!(list().await.unwrap(), (200, json!({"TableNames": ["rooms"]})));
     assert_eq!((proxy.count("CreateTable"), proxy.count("ListTables")), (1, 13));
     proxy.forget();
     assert_eq!(proxy.count(""), 0);
