@@ -13,7 +13,7 @@ use signaling_server::{
         self,
         cli::{Addresses, Args, Listening},
     },
-    runtime::server::Server,
+    runtime::{config::Limits, descriptors, server::Server},
 };
 use tokio::net::TcpListener;
 
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
 fn start(args: Args) -> anyhow::Result<()> {
     let json = args.json;
     let start = args.resolve()?;
+    allow_connections(&start.config.limits);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -58,6 +59,18 @@ fn start(args: Args) -> anyhow::Result<()> {
         tracing::info!("stopped");
         Ok(())
     })
+}
+
+/// As many open files as the system allows; without them the server works, for fewer peers.
+fn allow_connections(limits: &Limits) {
+    match descriptors::raise() {
+        Ok(files) => {
+            if let Some(warning) = descriptors::too_few(files, limits) {
+                tracing::warn!("{warning}");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
 }
 
 async fn bind(addresses: Addresses) -> anyhow::Result<(Vec<TcpListener>, Listening)> {

@@ -4,12 +4,13 @@
 //! * [`hub`]: sockets ↔ rooms; [`relay`]: peers that are connected to another process
 //! * [`store`]: rooms that outlive the process; [`auth`], [`key`], [`proof`]: tokens and keys
 //! * [`turn_credentials`]: for admitted peers, from a secret that is shared with the TURN server
-//! * [`rate`]: limits; [`metrics`]; [`listen`]: TCP and HTTP connections; [`clock`], [`config`]
+//! * [`rate`]: limits; [`metrics`]; [`listen`]: TCP and HTTP connections; [`descriptors`]: how many of them; [`clock`], [`config`]
 
 pub mod admission;
 pub mod auth;
 pub mod clock;
 pub mod config;
+pub mod descriptors;
 pub mod hub;
 pub mod key;
 pub mod listen;
