@@ -14,7 +14,7 @@ use signaling_server::{
         cli::{Addresses, Args, Command, Listening},
         health::{self, HealthArgs},
     },
-    runtime::server::Server,
+    runtime::{config::Limits, descriptors, server::Server},
 };
 use tokio::net::TcpListener;
 
@@ -52,6 +52,7 @@ fn main() -> ExitCode {
 fn start(args: Args) -> anyhow::Result<()> {
     let json = args.json;
     let start = args.resolve()?;
+    allow_connections(&start.config.limits);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -80,6 +81,18 @@ fn ask(args: Args, health: &HealthArgs) -> anyhow::Result<String> {
     let target = health.target(start.addresses.http(), start.config.tls.is_some())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime cannot start")?;
     Ok(runtime.block_on(health::ask(&target))?)
+}
+
+/// As many open files as the system allows; without them the server works, for fewer peers.
+fn allow_connections(limits: &Limits) {
+    match descriptors::raise() {
+        Ok(files) => {
+            if let Some(warning) = descriptors::too_few(files, limits) {
+                tracing::warn!("{warning}");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
 }
 
 async fn bind(addresses: Addresses, tls: bool) -> anyhow::Result<(Vec<TcpListener>, Listening)> {

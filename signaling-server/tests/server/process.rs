@@ -17,9 +17,9 @@ use super::{
     tls::Authority,
 };
 
-struct Program {
+pub(super) struct Program {
     child: Child,
-    api: Api,
+    pub(super) api: Api,
     /// Read all along: a program whose log nobody reads stops at a full pipe.
     log: Option<JoinHandle<String>>,
 }
@@ -39,7 +39,7 @@ fn command(dir: &Path) -> Command {
 }
 
 /// Starts on a free port and waits for the line that says which.
-fn start(dir: &Path, more: &[&str]) -> Program {
+pub(super) fn start(dir: &Path, more: &[&str]) -> Program {
     let data = dir.join("data");
     let mut child =
         command(dir).args(["--listen", "127.0.0.1:0", "--json", "--data-dir"]).arg(data).args(more).spawn().expect("the program starts");
