@@ -109,7 +109,7 @@ impl Server {
         let (auth, pool) = match &config.cognito {
             None => (Auth::local(&keys, config.token_ttl)?, None),
             Some(settings) => {
-                let (pool, auth) = UserPool::open(&config, settings, metrics.clone()).await?;
+                let (pool, auth) = Box::pin(UserPool::open(&config, settings, metrics.clone())).await?;
                 (auth, Some(pool))
             }
         };
