@@ -2,8 +2,10 @@
 
 mod abuse;
 mod admission;
+mod nats;
 mod process;
 mod relay;
 mod rest;
+mod several;
 mod support;
 mod turn;
