@@ -58,17 +58,17 @@ pub(super) fn start(dir: &Path, more: &[&str]) -> Program {
 }
 
 impl Program {
-    fn signal(&self, name: &str) {
+    pub(super) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
     /// All that it has logged; it must have ended.
-    fn log(&mut self) -> String {
+    pub(super) fn log(&mut self) -> String {
         self.log.take().unwrap().join().unwrap()
     }
 
-    async fn ended(&mut self) -> ExitStatus {
+    pub(super) async fn ended(&mut self) -> ExitStatus {
         for _ in 0..400 {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
