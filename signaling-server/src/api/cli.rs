@@ -22,6 +22,7 @@ use crate::{
     },
     runtime::{
         config::{Config, Limits},
+        relay::NatsConfig,
         tls::TlsFiles,
         turn_credentials::TurnConfig,
     },
@@ -65,6 +66,16 @@ pub struct Args {
     /// `redb` keeps rooms in a file; `memory` keeps rooms and signing key only as long as the process lives [default: redb]
     #[arg(long, env = "WEBRTC_SERVER_STORE")]
     store: Option<StoreKind>,
+    /// Where the servers of one deployment meet: NATS servers such as nats://HOST:4222 or tls://USER:PASSWORD@HOST:4222. They need one room
+    /// store, and one signing key where it is local. One server alone needs none
+    #[arg(long, env = "WEBRTC_SERVER_NATS", value_name = "URL,…", value_parser = secret, hide_env_values = true, help_heading = "Several servers")]
+    nats: Option<Secret<String>>,
+    /// The login at the NATS servers, in a file of mode 600: USER:PASSWORD, or a token
+    #[arg(long, env = "WEBRTC_SERVER_NATS_CREDENTIALS_FILE", value_name = "FILE", help_heading = "Several servers")]
+    nats_credentials_file: Option<PathBuf>,
+    /// The certificates (PEM) that tls:// NATS servers are checked with [default: the system's]
+    #[arg(long, env = "WEBRTC_SERVER_NATS_CA_FILE", value_name = "FILE", help_heading = "Several servers")]
+    nats_ca_file: Option<PathBuf>,
     /// STUN and TURN servers for peers: JSON in the browser's form such as [{"urls": "stun:HOST:3478"}], or @FILE with it
     #[arg(long, env = "ICE_SERVERS", value_name = "JSON", value_parser = secret, hide_env_values = true, help_heading = "Ways between peers")]
     ice_servers: Option<Secret<String>>,
@@ -137,6 +148,9 @@ struct Section {
     listen: Option<SocketAddr>,
     data_dir: Option<PathBuf>,
     store: Option<StoreKind>,
+    nats: Option<Secret<String>>,
+    nats_credentials_file: Option<PathBuf>,
+    nats_ca_file: Option<PathBuf>,
     ice_servers: IceServers,
     turn_urls: Vec<String>,
     turn_secret_file: Option<PathBuf>,
@@ -195,6 +209,7 @@ impl Args {
         let addresses = addresses(&self, &section)?;
         let turn = turn(&self, &section)?;
         let tls = tls(&self, &section)?;
+        let nats = nats(&self, &section)?;
         let data_dir = match self.store.or(section.store).unwrap_or(StoreKind::Redb) {
             StoreKind::Memory => None,
             StoreKind::Redb => Some(self.data_dir.or(section.data_dir).map_or_else(|| config::data_dir("server"), Ok)?),
@@ -207,6 +222,7 @@ impl Args {
         let proxies = if self.trusted_proxies.is_empty() { section.trusted_proxies } else { self.trusted_proxies };
         let config = Config {
             data_dir,
+            nats,
             ice_servers: ice_servers.unwrap_or(section.ice_servers.0),
             turn,
             room_ttl: grant::checked_ttl(self.room_ttl.or(section.room_ttl), defaults.room_ttl)?,
@@ -222,6 +238,18 @@ impl Args {
 /// Any text: clap's own errors would quote the password in it.
 fn secret(text: &str) -> Result<Secret<String>, Infallible> {
     Ok(Secret::new(text.to_owned()))
+}
+
+fn nats(args: &Args, section: &Section) -> Result<Option<NatsConfig>, Failure> {
+    let credentials = args.nats_credentials_file.as_deref().or(section.nats_credentials_file.as_deref());
+    let ca_file = args.nats_ca_file.clone().or_else(|| section.nats_ca_file.clone());
+    match args.nats.as_ref().or(section.nats.as_ref()) {
+        Some(urls) => Ok(Some(NatsConfig::read(urls, credentials, ca_file)?)),
+        None if credentials.is_none() && ca_file.is_none() => Ok(None),
+        None => {
+            Err(Failure::new(Code::InvalidRequest, "--nats-credentials-file and --nats-ca-file need --nats, the NATS servers' addresses"))
+        }
+    }
 }
 
 fn turn(args: &Args, section: &Section) -> Result<Option<TurnConfig>, Failure> {
@@ -397,6 +425,25 @@ mod tests {
         );
         let refused = Args::try_parse_from(["webrtc-server", "--trusted-proxy", "proxy.example"]).unwrap_err().to_string();
         assert!(refused.contains("neither an address such as"), "{refused}");
+    }
+
+    #[test]
+    fn nats_servers_come_from_flag_or_file_and_their_passwords_are_not_shown() {
+        let nats = |line: &[&str], file: &str| {
+            let section = if file.is_empty() { Section::default() } else { section(&format!("[server]\n{file}")) };
+            args(&[&["--store", "memory"], line].concat()).with(section).map(|start| start.config.nats)
+        };
+        assert_eq!(nats(&[], "").unwrap(), None);
+        assert_eq!(nats(&["--nats", "nats://a"], "nats = 'nats://b'\n").unwrap().unwrap().servers, ["nats://a"]);
+        let config = nats(&[], "nats = 'tls://u:canary@b'\nnats_ca_file = 'ca.pem'\n").unwrap().unwrap();
+        assert_eq!((&config.servers[..], config.ca_file.as_deref()), (&["tls://b".to_owned()][..], Some(std::path::Path::new("ca.pem"))));
+        assert!(!format!("{:?} {config:?}", args(&["--nats", "nats://u:canary@a"])).contains("canary"));
+        for (line, file) in
+            [(&["--nats", "http://u:canary@a"][..], ""), (&["--nats-ca-file", "f"], ""), (&[], "nats_credentials_file = 'f'\n")]
+        {
+            let failure = nats(line, file).unwrap_err();
+            assert!(failure.code == Code::InvalidRequest && !failure.message.contains("canary"), "{failure}");
+        }
     }
 
     #[test]

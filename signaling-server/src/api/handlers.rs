@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     domain::grant::{Identity, PublicKey},
-    runtime::{clock, rate::Address, server::Server},
+    runtime::{clock, rate::Address, relay::Link, server::Server},
 };
 
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -98,7 +98,10 @@ pub async fn delete_peer(
     Extension(caller): Extension<Identity>,
     Body(DeletePeerBody { peer_id, room_id }): Body<DeletePeerBody>,
 ) -> Answer<Value> {
-    let room_id = room_id.map_or_else(|| server.room_of(&caller, &peer_id), Ok)?;
+    let room_id = match room_id {
+        Some(room) => room,
+        None => server.room_of(&caller, &peer_id).await?,
+    };
     server.delete_peer(&caller, &room_id, &peer_id).await?;
     Ok(Json(json!({"status": "deleted", "room_id": room_id, "peer_id": peer_id})))
 }
@@ -118,7 +121,7 @@ pub async fn delete_peers_and_room(
 ) -> Answer<Value> {
     let room_id = match (body.room_id, body.peer_id) {
         (Some(room), _) => room,
-        (None, Some(peer)) => server.room_of(&caller, &peer)?,
+        (None, Some(peer)) => server.room_of(&caller, &peer).await?,
         (None, None) => return Err(Failure::new(Code::InvalidRequest, "name the room_id, or a peer_id of yours in it").into()),
     };
     server.delete_room(&caller, &room_id).await?;
@@ -130,12 +133,17 @@ pub async fn health(State(server): State<Arc<Server>>) -> Response {
     let store = server.check_store().await;
     let sockets = server.sockets.len();
     let full = sockets >= server.config.limits.sockets;
-    let (status, code) = match (&store, full || server.stop.is_cancelled()) {
+    let (link, nats) = match server.link() {
+        Link::Alone => (true, None),
+        Link::Up(_) => (true, Some("connected".to_owned())),
+        Link::Down(why) => (false, Some(format!("peers of other servers cannot be reached: {why}"))),
+    };
+    let (status, code) = match (&store, full || !link || server.stop.is_cancelled()) {
         (Err(_), _) => ("unhealthy", StatusCode::SERVICE_UNAVAILABLE),
         (Ok(()), true) => ("degraded", StatusCode::OK),
         (Ok(()), false) => ("healthy", StatusCode::OK),
     };
-    let body = json!({
+    let mut body = json!({
         "status": status,
         "service": "signaling-server",
         "version": env!("CARGO_PKG_VERSION"),
@@ -146,6 +154,9 @@ pub async fn health(State(server): State<Arc<Server>>) -> Response {
             "stopping": server.stop.is_cancelled(),
         },
     });
+    if let Some(nats) = nats {
+        body["details"]["nats"] = json!(nats);
+    }
     (code, Json(body)).into_response()
 }
 

@@ -45,6 +45,7 @@ pub async fn serve(server: Arc<Server>, listeners: Vec<TcpListener>, shutdown: S
         shutdown.spawn(tls.clone().watch(server.config.timing.certificates, shutdown.token.clone()));
     }
     shutdown.spawn(server.clone().sweep());
+    shutdown.spawn(server.hub.clone().run());
     shutdown.token.cancelled().await;
     shutdown.drain(server.config.timing.drain).await;
 }

@@ -15,9 +15,11 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use futures_util::{FutureExt, future::BoxFuture};
 use governor::DefaultDirectRateLimiter;
 use shared::domain::{
     error::{Code, Failure},
+    id::RoomId,
     signal::{self, MAX_MESSAGE, ToPeer, ToServer},
 };
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout, timeout_at};
@@ -25,9 +27,10 @@ use tokio_util::task::TaskTracker;
 
 use super::error::ApiError;
 use crate::{
-    domain::rooms::Closing,
+    domain::{grant::Identity, rooms::Closing},
     runtime::{
         admission::{self, Admitted, Applicant, Next, Registration},
+        hub::Seat,
         rate::{self, Address},
         server::Server,
     },
@@ -140,40 +143,47 @@ impl Connection {
     }
 
     /// A registered socket: brings messages both ways until there is a reason to stop.
-    async fn relay(&mut self, mut admitted: Admitted) -> Result<std::convert::Infallible, Closing> {
-        let timing = self.server.config.timing.clone();
+    async fn relay(&mut self, admitted: Admitted) -> Result<std::convert::Infallible, Closing> {
+        let server = self.server.clone();
+        let timing = &server.config.timing;
         let stop = admitted.mailbox.stop.clone();
         or_stop(stop.stopped(), self.send(&admitted.welcome)).await?;
         let mut ping = interval_at(Instant::now() + timing.ping, timing.ping);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut renewal = self.server.turn.as_ref().map(|turn| interval_at(Instant::now() + turn.renew_after(), turn.renew_after()));
         let mut heard = Instant::now();
+        let Admitted { seat, mut mailbox, room, peer, identity, .. } = admitted;
+        let asker = Asker { server: &server, seat: &seat, room: &room, identity: &identity };
+        // One message at a time, so that they stay in order; until it is handled, which may take another server, nothing else waits.
+        let mut handling = None;
         loop {
             tokio::select! {
                 biased;
                 why = stop.stopped() => return Err(why),
-                text = admitted.mailbox.next() => {
+                text = mailbox.next() => {
                     let bytes = text.len();
                     or_stop(stop.stopped(), self.send_message(Message::text(text))).await?;
-                    admitted.mailbox.sent(bytes);
+                    mailbox.sent(bytes);
                 }
                 _ = ping.tick() => {
-                    if heard.elapsed() > timing.silence {
+                    if handling.is_none() && heard.elapsed() > timing.silence {
                         return Err(Closing::Silent);
                     }
                     or_stop(stop.stopped(), self.send_message(Message::Ping(Default::default()))).await?;
                 }
                 () = due(&mut renewal) => {
-                    let ice_servers = self.server.ice_servers(&admitted.peer).await;
+                    let ice_servers = server.ice_servers(&peer).await;
                     or_stop(stop.stopped(), self.send(&ToPeer::IceServers { ice_servers })).await?;
                 }
-                received = self.socket.recv() => {
-                    heard = Instant::now();
-                    if let Some(text) = self.accept(received)? {
-                        for answer in answers(&self.server, &admitted, &text).await {
-                            or_stop(stop.stopped(), self.send(&answer)).await?;
-                        }
+                answers = handled(&mut handling) => {
+                    (handling, heard) = (None, Instant::now());
+                    for answer in answers {
+                        or_stop(stop.stopped(), self.send(&answer)).await?;
                     }
+                }
+                received = self.socket.recv(), if handling.is_none() => {
+                    heard = Instant::now();
+                    handling = self.accept(received)?.map(|text| asker.answers(text).boxed());
                 }
             }
         }
@@ -235,26 +245,45 @@ impl Connection {
     }
 }
 
-async fn answers(server: &Server, admitted: &Admitted, text: &str) -> Vec<ToPeer> {
-    let answers = match signal::decode::<ToServer>(text) {
-        Ok(ToServer::Renew) => match server.renew(&admitted.identity, &admitted.room, None).await {
-            Ok(expires_at) => vec![ToPeer::Renewed { expires_at }],
+/// Whose message is handled.
+#[derive(Clone, Copy)]
+struct Asker<'a> {
+    server: &'a Server,
+    seat: &'a Seat,
+    room: &'a RoomId,
+    identity: &'a Identity,
+}
+
+impl Asker<'_> {
+    async fn answers(self, text: String) -> Vec<ToPeer> {
+        let answers = match signal::decode::<ToServer>(&text) {
+            Ok(ToServer::Renew) => match self.server.renew(self.identity, self.room, None).await {
+                Ok(expires_at) => vec![ToPeer::Renewed { expires_at }],
+                Err(failure) => vec![error(failure)],
+            },
+            Ok(ToServer::DeleteRoom) => match self.server.delete_room(self.identity, self.room).await {
+                // The socket is closed with the others.
+                Ok(()) => Vec::new(),
+                Err(failure) => vec![error(failure)],
+            },
+            Ok(message) => self.seat.handle(message).await,
             Err(failure) => vec![error(failure)],
-        },
-        Ok(ToServer::DeleteRoom) => match server.delete_room(&admitted.identity, &admitted.room).await {
-            // The socket is closed with the others.
-            Ok(()) => Vec::new(),
-            Err(failure) => vec![error(failure)],
-        },
-        Ok(message) => admitted.seat.handle(message).await,
-        Err(failure) => vec![error(failure)],
-    };
-    for answer in &answers {
-        if let ToPeer::Error { code, .. } = answer {
-            server.metrics.refused(*code);
+        };
+        for answer in &answers {
+            if let ToPeer::Error { code, .. } = answer {
+                self.server.metrics.refused(*code);
+            }
         }
+        answers
     }
-    answers
+}
+
+/// Waits until the message is handled; without one for ever.
+async fn handled(handling: &mut Option<BoxFuture<'_, Vec<ToPeer>>>) -> Vec<ToPeer> {
+    match handling {
+        Some(handling) => handling.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits for the timer's next tick; without a timer for ever.

@@ -133,6 +133,9 @@ pub struct Room {
     pub expires_at: u64,
     /// The peer ids that were registered in it.
     pub peers: BTreeMap<PeerId, PeerRecord>,
+    /// How many registrations there have been: the number of the last one. Where several servers have a peer, the highest number has it.
+    #[serde(default)]
+    pub sessions: u64,
 }
 
 /// What can be done to a stored room.
@@ -191,7 +194,7 @@ impl From<Refusal> for Failure {
 impl Room {
     /// A new room without peers.
     pub fn new(id: RoomId, owner: Identity, token: TokenHash, now: u64, ttl: u64) -> Self {
-        Room { id, owner, token, ttl, expires_at: now.saturating_add(ttl), peers: BTreeMap::new() }
+        Room { id, owner, token, ttl, expires_at: now.saturating_add(ttl), peers: BTreeMap::new(), sessions: 0 }
     }
 
     /// Whether it has stopped admitting.
@@ -228,7 +231,8 @@ impl Room {
         if self.is_gone(now) || !self.knows(caller) { Err(Refusal::NoRoom) } else { Ok(()) }
     }
 
-    /// Makes one change, or says why not and leaves the room as it was. Applying a change twice is the same as once.
+    /// Makes one change, or says why not and leaves the room as it was. Applying a change twice is the same as once, but for the number of
+    /// a registration, which is a higher one then.
     ///
     /// # Errors
     /// The [`Refusal`].
@@ -261,12 +265,13 @@ impl Room {
                 return Err(Refusal::PeerTaken);
             }
             record.seen = now;
-            return Ok(());
+        } else {
+            if self.peers.len() >= MAX_PEERS {
+                self.forget_one(now)?;
+            }
+            self.peers.insert(peer.clone(), PeerRecord { owner: caller.clone(), seen: now });
         }
-        if self.peers.len() >= MAX_PEERS {
-            self.forget_one(now)?;
-        }
-        self.peers.insert(peer.clone(), PeerRecord { owner: caller.clone(), seen: now });
+        self.sessions = self.sessions.saturating_add(1);
         Ok(())
     }
 

@@ -127,9 +127,9 @@ impl Server {
         let claim = Change::Claim { peer: member.peer.clone() };
         let stored = self.store.change(self.now(), &room, &member.owner, claim).await?;
         let (peer, identity) = (member.peer.clone(), member.owner.clone());
-        let (seat, mailbox, peers) = self.hub.join(&room, member)?;
+        let (seat, mailbox, listing) = self.hub.admit(&room, member, stored.sessions).await?;
         self.metrics.registrations.increment(1);
-        let welcome = self.welcome(&room, &peer, stored.expires_at, peers).await;
+        let welcome = self.welcome(&room, &peer, stored.expires_at, listing.peers).await;
         Ok(Admitted { seat, mailbox, room, peer, identity, welcome })
     }
 

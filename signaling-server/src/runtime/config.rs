@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use serde::Deserialize;
 use shared::domain::signal::IceServer;
 
-use super::{clock::Clock, tls::TlsFiles, turn_credentials::TurnConfig};
+use super::{clock::Clock, relay::NatsConfig, tls::TlsFiles, turn_credentials::TurnConfig};
 use crate::domain::{grant::DEFAULT_TTL, proxies::TrustedProxies};
 
 /// The whole configuration.
@@ -13,6 +13,8 @@ use crate::domain::{grant::DEFAULT_TTL, proxies::TrustedProxies};
 pub struct Config {
     /// Where rooms and the signing key are kept; nowhere, and lost with the process, when absent.
     pub data_dir: Option<PathBuf>,
+    /// Where the servers of one deployment meet, when there are several.
+    pub nats: Option<NatsConfig>,
     /// What peers are told to use for connectivity.
     pub ice_servers: Vec<IceServer>,
     /// TURN servers that admitted peers get short-lived credentials for, beside those.
@@ -37,6 +39,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             data_dir: None,
+            nats: None,
             ice_servers: Vec::new(),
             turn: None,
             room_ttl: DEFAULT_TTL,

@@ -1,10 +1,13 @@
-//! Sockets ↔ rooms: gives each registered socket a bounded mailbox, and does what the pure [`Rooms`] wants done.
+//! Sockets ↔ rooms: gives each registered socket a bounded mailbox, and does what the pure [`Rooms`] wants done; what it takes other processes
+//! for is in `far`.
 //!
 //! What happens when a mailbox is full ([`MAX_QUEUED`] messages or [`MAX_QUEUED_BYTES`]): a relayed message is refused with
 //! `PEER_BUSY` to its sender; a notice of the server closes the socket, since it may not be lost silently.
 
+mod far;
+
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -14,17 +17,18 @@ use std::{
 use shared::domain::{
     error::{Code, Failure},
     id::{PeerId, RoomId},
-    signal::{self, Filters, PeerInfo, ToPeer, ToServer},
+    signal::{self, Filters, ToPeer, ToServer},
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use self::far::{ERRANDS, Errand};
 use super::{
     metrics::Metrics,
-    relay::{Delivery, Relay},
+    relay::{Delivery, Lease, Local, Relay},
 };
 use crate::domain::{
-    grant::Identity,
+    cluster::Ask,
     rooms::{Closing, Member, Output, Rooms, SocketId},
 };
 
@@ -101,10 +105,15 @@ impl Mailbox {
 pub struct Seat {
     hub: Arc<Hub>,
     socket: SocketId,
+    room: RoomId,
+    peer: PeerId,
+    /// Other processes find the peer here.
+    lease: Option<Lease>,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        self.lease = None;
         let mut state = self.hub.state();
         state.outboxes.remove(&self.socket);
         let outputs = state.rooms.leave(self.socket);
@@ -121,10 +130,13 @@ impl Seat {
             self.hub.perform(&mut state, outputs)
         };
         let mut answers: Vec<ToPeer> = done.sends.into_iter().filter(|(to, _)| *to == self.socket).map(|(_, message)| message).collect();
-        for (room, target, message) in done.forwards {
-            let delivery = self.hub.relay.deliver(room, target.clone(), message).await;
-            self.hub.count(delivery);
+        for (target, message) in done.forwards {
+            let delivery = self.hub.forward(&self.room, &self.peer, &target, &message).await;
             answers.extend(refusal(delivery, target));
+        }
+        for filters in done.lists {
+            let listing = self.hub.peers(&self.room, Some(&self.peer), filters).await;
+            answers.push(ToPeer::PeerList { count: listing.count, peers: listing.peers });
         }
         answers
     }
@@ -134,7 +146,8 @@ impl Seat {
 struct Done {
     /// Answers for the socket whose message was handled.
     sends: Vec<(SocketId, ToPeer)>,
-    forwards: Vec<(RoomId, PeerId, ToPeer)>,
+    forwards: Vec<(PeerId, ToPeer)>,
+    lists: Vec<Filters>,
 }
 
 struct State {
@@ -149,13 +162,23 @@ pub struct Hub {
     relay: Arc<dyn Relay>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
+    errands: mpsc::Sender<Errand>,
+    /// Taken by [`Hub::run`].
+    to_do: Mutex<Option<mpsc::Receiver<Errand>>>,
+    /// Deletions that other processes have yet to hear of.
+    owed: Mutex<VecDeque<Ask>>,
 }
 
 impl Hub {
     /// No sockets. When `stop` is cancelled, every socket closes with [`Closing::Restarting`].
     pub fn new(peers_per_room: usize, relay: Arc<dyn Relay>, metrics: Arc<Metrics>, stop: CancellationToken) -> Arc<Self> {
         let state = Mutex::new(State { rooms: Rooms::new(peers_per_room), outboxes: HashMap::new() });
-        Arc::new(Hub { state, next: AtomicU64::new(1), relay, metrics, stop })
+        let (errands, to_do) = mpsc::channel(ERRANDS);
+        let (to_do, owed) = (Mutex::new(Some(to_do)), Mutex::default());
+        let hub = Arc::new(Hub { state, next: AtomicU64::new(1), relay, metrics, stop, errands, to_do, owed });
+        let local: Arc<dyn Local> = hub.clone();
+        hub.relay.start(Arc::downgrade(&local));
+        hub
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -163,49 +186,36 @@ impl Hub {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives an admitted peer its place, its mailbox, and the list of who else is there.
+    /// Gives an admitted peer its place and its mailbox; `session` is the number of its registration.
     ///
     /// # Errors
     /// As [`Rooms::join`].
-    pub fn join(self: &Arc<Self>, room: &RoomId, member: Member) -> Result<(Seat, Mailbox, Vec<PeerInfo>), Failure> {
+    pub fn join(self: &Arc<Self>, room: &RoomId, member: Member, session: u64) -> Result<(Seat, Mailbox), Failure> {
         let socket = self.next.fetch_add(1, Ordering::Relaxed);
         let (queue, receiver) = mpsc::channel(MAX_QUEUED);
         let stop = Stop { token: self.stop.child_token(), why: Arc::default() };
         let waiting = Arc::new(AtomicUsize::new(0));
         let peer = member.peer.clone();
         let mut state = self.state();
-        let outputs = state.rooms.join(socket, room, member)?;
+        let outputs = state.rooms.join(socket, room, member, session)?;
         state.outboxes.insert(socket, Outbox { queue, waiting: waiting.clone(), stop: stop.clone() });
         self.perform(&mut state, outputs);
-        let (_, peers) = state.rooms.peers(room, &peer, &Filters::default());
-        Ok((Seat { hub: self.clone(), socket }, Mailbox { queue: receiver, waiting, stop }, peers))
+        let seat = Seat { hub: self.clone(), socket, room: room.clone(), peer, lease: None };
+        Ok((seat, Mailbox { queue: receiver, waiting, stop }))
     }
 
-    /// Closes the sockets of a deleted peer, or of a deleted room.
-    pub fn expel(&self, room: &RoomId, peer: Option<&PeerId>) {
-        let mut state = self.state();
-        let outputs = state.rooms.expel(room, peer);
-        self.perform(&mut state, outputs);
-    }
-
-    /// The rooms of this process in which `caller` is connected as `peer`.
-    pub fn rooms_of(&self, peer: &PeerId, caller: &Identity) -> Vec<RoomId> {
-        self.state().rooms.rooms_of(peer, caller)
-    }
-
-    /// Who is connected to a room.
-    pub fn peers(&self, room: &RoomId) -> Vec<PeerInfo> {
-        self.state().rooms.all_peers(room)
-    }
-
-    /// Brings a message that another process relayed to a peer of this one.
-    pub fn deliver(&self, room: &RoomId, target: &PeerId, message: &ToPeer) -> Delivery {
-        let state = self.state();
-        match state.rooms.socket_of(room, target).and_then(|socket| state.outboxes.get(&socket)) {
+    /// Gives a text to a peer of this process.
+    fn deliver(&self, state: &mut State, room: &RoomId, from: &PeerId, to: &PeerId, text: String) -> Delivery {
+        let delivery = match state.rooms.socket_of(room, to).and_then(|socket| state.outboxes.get(&socket)) {
             None => Delivery::Absent,
-            Some(outbox) if outbox.push(signal::encode(message)) => Delivery::Delivered,
+            Some(outbox) if outbox.push(text) => Delivery::Delivered,
             Some(_) => Delivery::Busy,
+        };
+        if delivery == Delivery::Delivered {
+            state.rooms.met(room, from, to);
+            self.metrics.relayed.increment(1);
         }
+        delivery
     }
 
     /// Does what can be done without waiting; returns what cannot, and what is for the asking socket.
@@ -222,10 +232,12 @@ impl Hub {
                 Output::Deliver { from, to, target, message } => {
                     let pushed = state.outboxes.get(&to).is_some_and(|outbox| outbox.push(signal::encode(&message)));
                     let delivery = if pushed { Delivery::Delivered } else { Delivery::Busy };
-                    self.count(delivery);
+                    self.metrics.relayed.increment(u64::from(pushed));
                     done.sends.extend(refusal(delivery, target).map(|message| (from, message)));
                 }
-                Output::Forward { room, target, message, .. } => done.forwards.push((room, target, message)),
+                Output::Forward { target, message, .. } => done.forwards.push((target, message)),
+                Output::List { filters, .. } => done.lists.push(filters),
+                Output::Tell { room, peer, to } => self.later(Errand::Tell { room, peer, to }),
                 Output::Close { socket, why } => {
                     if let Some(outbox) = state.outboxes.remove(&socket) {
                         outbox.stop.close(why);
@@ -236,12 +248,6 @@ impl Hub {
         self.metrics.rooms.set(state.rooms.len() as f64);
         done
     }
-
-    fn count(&self, delivery: Delivery) {
-        if delivery == Delivery::Delivered {
-            self.metrics.relayed.increment(1);
-        }
-    }
 }
 
 fn refusal(delivery: Delivery, target: PeerId) -> Option<ToPeer> {
@@ -250,6 +256,7 @@ fn refusal(delivery: Delivery, target: PeerId) -> Option<ToPeer> {
         Delivery::Absent => (Code::PeerNotFound, format!("{target} is not connected to this room")),
         Delivery::Busy => (Code::PeerBusy, format!("{target} does not keep up; try again shortly")),
         Delivery::Unknown => (Code::Unavailable, format!("it is not known whether {target} was reached; try again")),
+        Delivery::TooLarge => (Code::TooLarge, format!("the message is too large on its way to {target}; make it shorter")),
     };
     Some(ToPeer::Error { code, message, target: Some(target) })
 }
@@ -257,12 +264,12 @@ fn refusal(delivery: Delivery, target: PeerId) -> Option<ToPeer> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::relay::OneProcess;
+    use crate::{domain::grant::Identity, runtime::relay::OneProcess};
     use serde_json::json;
     use shared::domain::signal::{Metadata, Role};
 
     fn hub() -> Arc<Hub> {
-        Hub::new(10, Arc::new(OneProcess), Arc::new(Metrics::new()), CancellationToken::new())
+        Hub::new(10, Arc::new(OneProcess::default()), Arc::new(Metrics::new()), CancellationToken::new())
     }
 
     fn member(peer: &str) -> Member {
@@ -285,9 +292,9 @@ mod tests {
     async fn a_full_mailbox_refuses_and_takes_again_when_emptied() {
         let hub = hub();
         let room = "r".parse().unwrap();
-        let (a, _, _) = hub.join(&room, member("a")).unwrap();
-        let (_b, mut mailbox, peers) = hub.join(&room, member("b")).unwrap();
-        assert_eq!(peers.len(), 1);
+        let (a, _) = hub.join(&room, member("a"), 1).unwrap();
+        let (_b, mut mailbox, listing) = hub.admit(&room, member("b"), 2).await.unwrap();
+        assert_eq!(listing.count, 1);
         for _ in 0..3 {
             assert_eq!(a.handle(message("b", 80_000)).await, []);
         }
@@ -301,8 +308,8 @@ mod tests {
     async fn the_count_of_messages_is_bounded_too() {
         let hub = hub();
         let room = "r".parse().unwrap();
-        let (a, _, _) = hub.join(&room, member("a")).unwrap();
-        let (_b, _mailbox, _) = hub.join(&room, member("b")).unwrap();
+        let (a, _) = hub.join(&room, member("a"), 1).unwrap();
+        let (_b, _mailbox) = hub.join(&room, member("b"), 2).unwrap();
         let mut busy = 0;
         for _ in 0..MAX_QUEUED + 5 {
             busy += usize::from(code(&a.handle(message("b", 1)).await) == Some(Code::PeerBusy));
@@ -312,7 +319,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_absent_peer_is_named_in_the_error() {
-        let (a, _, _) = hub().join(&"r".parse().unwrap(), member("a")).unwrap();
+        let (a, _) = hub().join(&"r".parse().unwrap(), member("a"), 1).unwrap();
         let answers = a.handle(message("nobody", 1)).await;
         assert!(
             matches!(&answers[..], [ToPeer::Error { code: Code::PeerNotFound, target: Some(target), .. }] if target.as_str() == "nobody")
@@ -323,11 +330,11 @@ mod tests {
     async fn a_new_socket_of_the_same_peer_stops_the_old_one() {
         let hub = hub();
         let room = "r".parse().unwrap();
-        let (old, old_mailbox, _) = hub.join(&room, member("a")).unwrap();
-        let (_new, mut mailbox, _) = hub.join(&room, member("a")).unwrap();
+        let (old, old_mailbox) = hub.join(&room, member("a"), 1).unwrap();
+        let (_new, mut mailbox) = hub.join(&room, member("a"), 2).unwrap();
         assert_eq!(old_mailbox.stop.stopped().await, Closing::Replaced);
         drop(old);
-        let (b, _, _) = hub.join(&room, member("b")).unwrap();
+        let (b, _) = hub.join(&room, member("b"), 3).unwrap();
         assert_eq!(b.handle(message("a", 1)).await, []);
         assert!(mailbox.next().await.contains("\"from_peer_id\":\"b\""));
     }
@@ -336,13 +343,11 @@ mod tests {
     async fn leaving_tells_the_contacts() {
         let hub = hub();
         let room = "r".parse().unwrap();
-        let (a, _, _) = hub.join(&room, member("a")).unwrap();
-        let (_b, mut mailbox, _) = hub.join(&room, member("b")).unwrap();
+        let (a, _) = hub.join(&room, member("a"), 1).unwrap();
+        let (_b, mut mailbox) = hub.join(&room, member("b"), 2).unwrap();
         a.handle(message("b", 1)).await;
         drop(a);
         assert!(mailbox.next().await.contains("peer_message"));
         assert_eq!(mailbox.next().await, r#"{"type":"peer_left","peer_id":"a"}"#);
-        assert_eq!(hub.deliver(&room, &"a".parse().unwrap(), &ToPeer::MetadataUpdated), Delivery::Absent);
-        assert_eq!(hub.deliver(&room, &"b".parse().unwrap(), &ToPeer::MetadataUpdated), Delivery::Delivered);
     }
 }

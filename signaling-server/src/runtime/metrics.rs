@@ -32,6 +32,16 @@ pub struct Metrics {
     pub relayed: Counter,
     /// TURN credentials given out.
     pub turn_credentials: Counter,
+    /// Whether there is a connection to NATS.
+    pub nats_up: Gauge,
+    /// Servers of this deployment, this one among them.
+    pub servers: Gauge,
+    /// Messages for peers of other servers that were not delivered.
+    pub undelivered: Counter,
+    /// Peers that have registered with another server and were given up.
+    pub fenced: Counter,
+    /// Messages of other servers that were dropped.
+    pub malformed: Counter,
 }
 
 impl Default for Metrics {
@@ -55,8 +65,11 @@ impl Metrics {
         };
         let rooms = gauge("webrtc_server_rooms", "Rooms with a connected peer");
         let sockets = gauge("webrtc_server_sockets", "Open WebSockets");
-        rooms.set(0.0);
-        sockets.set(0.0);
+        let nats_up = gauge("webrtc_server_nats_up", "Whether there is a connection to NATS");
+        let servers = gauge("webrtc_server_servers", "Servers of this deployment, this one among them");
+        for (gauge, value) in [(&rooms, 0.0), (&sockets, 0.0), (&nats_up, 0.0), (&servers, 1.0)] {
+            gauge.set(value);
+        }
         let metrics = Metrics {
             rooms,
             sockets,
@@ -67,6 +80,11 @@ impl Metrics {
             registrations: counter("webrtc_server_registrations_total", "Successful registrations"),
             relayed: counter("webrtc_server_messages_relayed_total", "Messages brought from one peer to another"),
             turn_credentials: counter("webrtc_server_turn_credentials_total", "TURN credentials given to admitted peers"),
+            nats_up,
+            servers,
+            undelivered: counter("webrtc_server_messages_undelivered_total", "Messages for peers of other servers that were not delivered"),
+            fenced: counter("webrtc_server_peers_fenced_total", "Peers given up since they have registered with another server"),
+            malformed: counter("webrtc_server_malformed_messages_total", "Messages of other servers that were dropped"),
             handle,
             recorder,
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use shared::domain::{
     error::{Code, Failure},
     id::{PeerId, RoomId, Secret},
-    signal::{CreatedRoom, IceServer, PeerInfo, SignIn},
+    signal::{CreatedRoom, Filters, IceServer, PeerInfo, SignIn},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +17,7 @@ use super::{
     metrics::Metrics,
     proof::random_name,
     rate::{Address, Rates, Sockets},
-    relay::OneProcess,
+    relay::{Link, Nats, OneProcess, Relay},
     store::{MemoryStore, RedbStore, Store, StoreError},
     tls::Tls,
     turn_credentials::TurnIssuer,
@@ -51,24 +51,50 @@ pub struct Server {
     pub stop: CancellationToken,
 }
 
-impl Server {
-    /// Opens the store and the signing key in the data directory (made when missing), or in memory without one.
+/// What several servers of one deployment have in common.
+pub struct Common {
+    /// Rooms.
+    pub store: Arc<dyn Store>,
+    /// What tokens of our own are signed with.
+    pub keys: KeyPair,
+}
+
+impl Common {
+    /// The store and the signing key in the data directory (made when missing), or in memory without one.
     ///
     /// # Errors
     /// [`Code::BadFile`] when a file cannot be used.
+    pub fn open(config: &Config) -> Result<Self, Failure> {
+        let Some(dir) = &config.data_dir else { return Ok(Common { store: Arc::new(MemoryStore::new()), keys: KeyPair::ephemeral()? }) };
+        create_private(dir)
+            .map_err(|error| Failure::new(Code::BadFile, format!("cannot make the data directory {}: {error}", dir.display())))?;
+        Ok(Common { store: Arc::new(RedbStore::open(&dir.join("rooms.redb"))?), keys: KeyPair::load_or_create(dir)? })
+    }
+}
+
+impl Server {
+    /// Opens what the configuration names.
+    ///
+    /// # Errors
+    /// [`Code::BadFile`] when a file cannot be used; as [`Nats::open`].
     pub async fn open(config: Config, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
+        let common = Common::open(&config)?;
+        Self::with(config, common, stop).await
+    }
+
+    /// One of several servers that have these in common.
+    ///
+    /// # Errors
+    /// [`Code::BadFile`] when another file cannot be used; as [`Nats::open`].
+    pub async fn with(config: Config, Common { store, keys }: Common, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
         let turn = config.turn.clone().map(TurnIssuer::open).transpose()?;
         let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
-        let (store, keys): (Arc<dyn Store>, KeyPair) = match &config.data_dir {
-            None => (Arc::new(MemoryStore::new()), KeyPair::ephemeral()?),
-            Some(dir) => {
-                create_private(dir)
-                    .map_err(|error| Failure::new(Code::BadFile, format!("cannot make the data directory {}: {error}", dir.display())))?;
-                (Arc::new(RedbStore::open(&dir.join("rooms.redb"))?), KeyPair::load_or_create(dir)?)
-            }
-        };
         let metrics = Arc::new(Metrics::new());
-        let hub = Hub::new(config.limits.peers_per_room, Arc::new(OneProcess), metrics.clone(), stop.clone());
+        let relay: Arc<dyn Relay> = match &config.nats {
+            None => Arc::new(OneProcess::default()),
+            Some(nats) => Nats::open(nats, metrics.clone()).await?,
+        };
+        let hub = Hub::new(config.limits.peers_per_room, relay, metrics.clone(), stop.clone());
         Ok(Arc::new(Server {
             auth: Auth::local(&keys, config.token_ttl)?,
             rates: Rates::new(&config.limits),
@@ -144,7 +170,8 @@ impl Server {
     /// [`Code::RoomNotFound`], [`Code::Unavailable`].
     pub async fn room(&self, caller: &Identity, id: &RoomId) -> Result<(Room, Vec<PeerInfo>), Failure> {
         let room = self.store.get(self.now(), id).await?.filter(|room| room.owner.is(caller)).ok_or(Refusal::NoRoom)?;
-        Ok((room, self.hub.peers(id)))
+        let peers = self.hub.peers(id, None, Filters::default()).await.peers;
+        Ok((room, peers))
     }
 
     /// Lets the caller's room admit for longer; returns when it stops.
@@ -164,7 +191,7 @@ impl Server {
     /// [`Code::RoomNotFound`], [`Code::Forbidden`], [`Code::Unavailable`].
     pub async fn delete_room(&self, caller: &Identity, id: &RoomId) -> Result<(), Failure> {
         self.store.delete(self.now(), id, caller).await?;
-        self.hub.expel(id, None);
+        self.hub.expel(id, None, u64::MAX).await;
         self.metrics.rooms_deleted.increment(1);
         tracing::info!(room = %id, "room deleted");
         Ok(())
@@ -175,8 +202,8 @@ impl Server {
     /// # Errors
     /// [`Code::RoomNotFound`], [`Code::PeerNotFound`], [`Code::Forbidden`], [`Code::Unavailable`].
     pub async fn delete_peer(&self, caller: &Identity, id: &RoomId, peer: &PeerId) -> Result<(), Failure> {
-        self.store.change(self.now(), id, caller, Change::Release { peer: peer.clone() }).await?;
-        self.hub.expel(id, Some(peer));
+        let room = self.store.change(self.now(), id, caller, Change::Release { peer: peer.clone() }).await?;
+        self.hub.expel(id, Some(peer), room.sessions).await;
         tracing::info!(room = %id, %peer, "peer deleted");
         Ok(())
     }
@@ -185,8 +212,8 @@ impl Server {
     ///
     /// # Errors
     /// [`Code::PeerNotFound`] when there is none, [`Code::InvalidRequest`] when there are several.
-    pub fn room_of(&self, caller: &Identity, peer: &PeerId) -> Result<RoomId, Failure> {
-        match &self.hub.rooms_of(peer, caller)[..] {
+    pub async fn room_of(&self, caller: &Identity, peer: &PeerId) -> Result<RoomId, Failure> {
+        match &self.hub.rooms_of(peer, caller).await[..] {
             [room] => Ok(room.clone()),
             [] => Err(Failure::new(Code::PeerNotFound, "you have no such peer connected here; name its room_id")),
             _ => Err(Failure::new(Code::InvalidRequest, "this peer is connected to several rooms; name the room_id")),
@@ -201,6 +228,11 @@ impl Server {
             self.metrics.turn_credentials.increment(1);
         }
         servers
+    }
+
+    /// The way to the other servers.
+    pub fn link(&self) -> Link {
+        self.hub.link()
     }
 
     /// Whether the store answers.

@@ -101,7 +101,7 @@ fn is_open_to_others(mode: u32, owner: u32) -> bool {
     mode & (if owner == 0 { 0o037 } else { 0o077 }) != 0
 }
 
-fn read_private(path: &Path) -> io::Result<String> {
+pub(super) fn read_private(path: &Path) -> io::Result<String> {
     // Looked at before it is opened: opening a pipe would wait for its other end.
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
@@ -166,7 +166,9 @@ mod tests {
         says("No such file");
         write(&path, OLD, 0o604);
         says("chmod 600");
-        for (mode, owner, open) in [(0o600, 1000, false), (0o640, 1000, true), (0o440, 0, false), (0o640, 0, false), (0o660, 0, true), (0o444, 0, true)] {
+        for (mode, owner, open) in
+            [(0o600, 1000, false), (0o640, 1000, true), (0o440, 0, false), (0o640, 0, false), (0o660, 0, true), (0o444, 0, true)]
+        {
             assert_eq!(is_open_to_others(mode, owner), open, "{mode:o} of {owner}");
         }
         write(&path, "short", 0o600);
