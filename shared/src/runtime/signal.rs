@@ -1,6 +1,6 @@
 //! The peers' side of the signaling server: its REST calls, and one WebSocket that comes back after every break.
 //!
-//! * [`Api`]: anonymous sign-in, room creation
+//! * [`Api`]: anonymous sign-in, no more often than needed; room creation
 //! * [`Api::ice_servers`]: the STUN and TURN servers that it names, renewed as long as a socket is registered
 //! * [`Api::health`], [`Api::greet`]: what doctor asks
 //! * [`connect`]: a task that registers, relays both ways, and reconnects with full jitter; it gives up only when the server
@@ -14,6 +14,7 @@
 //! same moment. A way to the server that broke somewhere else is each peer's own: the first try follows at once.
 
 mod health;
+mod token;
 
 use std::{
     net::IpAddr,
@@ -29,7 +30,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     net::{TcpStream, lookup_host},
-    sync::{Notify, mpsc, watch},
+    sync::{Mutex, Notify, mpsc, watch},
     time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout},
 };
 use tokio_tungstenite::{
@@ -43,10 +44,11 @@ use crate::domain::{
     backoff::Backoff,
     error::{Code, Envelope, Failure},
     id::{PeerId, RoomId, Secret},
-    signal::{self, CreateRoom, CreatedRoom, IceServer, MAX_MESSAGE, Metadata, PeerInfo, Role, SignIn, ToPeer, ToServer},
+    signal::{self, CreateRoom, CreatedRoom, IceServer, MAX_MESSAGE, Metadata, PeerInfo, Role, ToPeer, ToServer},
 };
 
 pub use self::health::Health;
+use self::token::{IdToken, Tokens};
 
 const HTTP_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -66,8 +68,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(13);
 /// The longest wait while somebody needs the server, and the time between the beginnings of two tries then, at least.
 const URGENT_WAIT: Duration = Duration::from_secs(2);
 const URGENT_PAUSE: Duration = Duration::from_secs(1);
-/// A token is replaced when less than this is left of it.
-const TOKEN_RESERVE: Duration = Duration::from_secs(60);
 const QUEUE: usize = 64;
 
 /// The server's REST side.
@@ -78,6 +78,8 @@ pub struct Api {
     trust: Trust,
     /// How a WebSocket is secured.
     connector: Connector,
+    /// Locked while signing in, so that all who need a token wait for the same one.
+    tokens: Mutex<Tokens>,
 }
 
 impl Api {
@@ -112,12 +114,19 @@ impl Api {
             Connector::Plain
         };
         let http = http.build().map_err(|error| Failure::new(Code::Internal, format!("no HTTP client can be made: {error}")))?;
-        Ok(Api { http, server, ice_servers: watch::Sender::new(Vec::new()), trust, connector })
+        let tokens = Mutex::new(Tokens::new(&server));
+        Ok(Api { http, server, ice_servers: watch::Sender::new(Vec::new()), trust, connector, tokens })
     }
 
     /// Whom it trusts as a server over TLS.
     pub(super) fn trust(&self) -> &Trust {
         &self.trust
+    }
+
+    /// Keeps the id token in this folder, so that the next run uses it until it expires.
+    pub fn with_tokens_in(mut self, dir: &Path) -> Self {
+        self.tokens.get_mut().keep_in(dir);
+        self
     }
 
     /// The server's base URL, without a slash at its end.
@@ -137,20 +146,38 @@ impl Api {
         self.ice_servers.subscribe()
     }
 
-    /// Becomes an anonymous user.
-    ///
-    /// # Errors
-    /// What the server says, or [`Code::NoConnection`].
-    pub async fn sign_in(&self) -> Result<SignIn, Failure> {
-        self.post("/anonymous-signin", None, &serde_json::json!({})).await
-    }
-
     /// Opens a room that this user owns.
     ///
     /// # Errors
     /// What the server says, or [`Code::NoConnection`].
-    pub async fn create_room(&self, id_token: &Secret<String>, request: &CreateRoom) -> Result<CreatedRoom, Failure> {
-        self.post("/create-room", Some(id_token), request).await
+    pub async fn create_room(&self, request: &CreateRoom) -> Result<CreatedRoom, Failure> {
+        let token = self.id_token().await?;
+        match self.post("/create-room", Some(&token.text), request).await {
+            Err(failure) if self.has_outlived_itself(&token, &failure).await => {
+                self.post("/create-room", Some(&self.id_token().await?.text), request).await
+            }
+            created => created,
+        }
+    }
+
+    /// The token of this user; becomes an anonymous user when there is none that is still good.
+    async fn id_token(&self) -> Result<IdToken, Failure> {
+        let mut tokens = self.tokens.lock().await;
+        if let Some(token) = tokens.usable() {
+            return Ok(token);
+        }
+        let sign_in = self.post("/anonymous-signin", None, &serde_json::json!({})).await?;
+        Ok(tokens.remember(sign_in))
+    }
+
+    /// Forgets a token that was refused. Whether it had been good before (the server has other keys now, or another clock), so that a new one is
+    /// worth a try at once.
+    async fn has_outlived_itself(&self, token: &IdToken, failure: &Failure) -> bool {
+        if failure.code != Code::Unauthorized {
+            return false;
+        }
+        self.tokens.lock().await.forget(token);
+        token.reused
     }
 
     async fn post<T: DeserializeOwned>(&self, path: &str, bearer: Option<&Secret<String>>, body: &impl Serialize) -> Result<T, Failure> {
@@ -284,35 +311,21 @@ impl SignalSender {
     }
 }
 
-/// Starts the task that keeps a peer registered until `stop`. `id_token` is used first; later ones are fetched as needed.
+/// Starts the task that keeps a peer registered until `stop`.
 pub fn connect(
     api: Arc<Api>,
     registration: Registration,
     identity: Arc<Identity>,
-    id_token: Option<SignIn>,
     stop: CancellationToken,
 ) -> (SignalSender, mpsc::Receiver<SignalEvent>) {
     let (message_tx, outgoing) = mpsc::channel(QUEUE);
     let (events, event_rx) = mpsc::channel(QUEUE);
-    let token = id_token.map(CachedToken::new);
     let urge = Arc::<Urge>::default();
-    let task = Task { api, registration, identity, token, outgoing, events, urge: urge.clone() };
+    let task = Task { api, registration, identity, outgoing, events, urge: urge.clone() };
     tokio::spawn(async move {
         stop.run_until_cancelled(Box::pin(task.run())).await;
     });
     (SignalSender { queue: message_tx, urge }, event_rx)
-}
-
-struct CachedToken {
-    token: Secret<String>,
-    until: Instant,
-}
-
-impl CachedToken {
-    fn new(sign_in: SignIn) -> Self {
-        let life = Duration::from_secs(sign_in.expires_in).saturating_sub(TOKEN_RESERVE);
-        CachedToken { token: sign_in.id_token, until: Instant::now() + life }
-    }
 }
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -321,7 +334,6 @@ struct Task {
     api: Arc<Api>,
     registration: Registration,
     identity: Arc<Identity>,
-    token: Option<CachedToken>,
     outgoing: mpsc::Receiver<ToServer>,
     events: mpsc::Sender<SignalEvent>,
     urge: Arc<Urge>,
@@ -368,22 +380,7 @@ impl Task {
 
     /// One socket, from connecting to its loss.
     async fn session(&mut self, backoff: &mut Backoff) -> Result<Ended, Failure> {
-        let id_token = self.id_token().await?;
-        let urged = async {
-            sleep(STALE).await;
-            self.urge.now.notified().await;
-        };
-        let mut socket = tokio::select! {
-            socket = self.open() => socket?,
-            () = urged => return Err(self.unreachable("no answer so far; trying anew")),
-        };
-        let registered = match self.register(&mut socket, id_token).await {
-            Err(failure) if failure.code == Code::Unauthorized && self.token.take().is_some_and(|token| token.until > Instant::now()) => {
-                // The token was refused before its time: once more with a new one.
-                return Err(Failure::new(Code::Unavailable, failure.message));
-            }
-            other => other?,
-        };
+        let (mut socket, registered) = self.enter().await?;
         backoff.reset();
         self.urge.lasting.store(false, Ordering::Relaxed);
         if self.events.send(registered).await.is_err() {
@@ -392,14 +389,29 @@ impl Task {
         Ok(self.relay(&mut socket).await)
     }
 
-    async fn id_token(&mut self) -> Result<Secret<String>, Failure> {
-        if let Some(token) = self.token.as_ref().filter(|token| token.until > Instant::now()) {
-            return Ok(token.token.clone());
+    /// A socket that is registered: with the token of last time, or, when the server does not know that any more, with a new one.
+    async fn enter(&mut self) -> Result<(Socket, SignalEvent), Failure> {
+        let token = self.api.id_token().await?;
+        match self.enter_with(&token).await {
+            Err(failure) if self.api.has_outlived_itself(&token, &failure).await => {
+                let token = self.api.id_token().await?;
+                self.enter_with(&token).await.map_err(may_pass)
+            }
+            entered => entered.map_err(may_pass),
         }
-        let token = CachedToken::new(self.api.sign_in().await?);
-        let text = token.token.clone();
-        self.token = Some(token);
-        Ok(text)
+    }
+
+    async fn enter_with(&mut self, token: &IdToken) -> Result<(Socket, SignalEvent), Failure> {
+        let urged = async {
+            sleep(STALE).await;
+            self.urge.now.notified().await;
+        };
+        let mut socket = tokio::select! {
+            socket = self.open() => socket?,
+            () = urged => return Err(self.unreachable("no answer so far; trying anew")),
+        };
+        let registered = self.register(&mut socket, token.text.clone()).await?;
+        Ok((socket, registered))
     }
 
     async fn open(&self) -> Result<Socket, Failure> {
@@ -562,6 +574,11 @@ fn local_address(socket: &Socket) -> Option<IpAddr> {
     socket.get_ref().get_ref().local_addr().ok().map(|address| address.ip())
 }
 
+/// A server that refuses a token which it has given out just now is in trouble, and not for ever.
+fn may_pass(failure: Failure) -> Failure {
+    if failure.code == Code::Unauthorized { Failure::new(Code::Unavailable, failure.message) } else { failure }
+}
+
 /// Whether trying the same again is pointless.
 fn is_final(code: Code) -> bool {
     matches!(
@@ -616,7 +633,7 @@ fn broke(why: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::peer::PeerOptions;
+    use crate::{domain::signal::SignIn, runtime::peer::PeerOptions};
 
     #[test]
     fn a_wrong_url_is_refused_with_the_right_form() {
@@ -656,7 +673,10 @@ mod tests {
     #[tokio::test]
     async fn each_new_connection_takes_the_newest_turn_credentials() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let api = Arc::new(Api::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap());
+        let mut api = Api::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let sign_in = SignIn { id_token: Secret::new("j".to_owned()), username: "u".to_owned(), expires_in: 600 };
+        api.tokens.get_mut().remember(sign_in);
+        let api = Arc::new(api);
         let server = tokio::spawn(async move { renewing_server(listener).await.unwrap() });
         let options = PeerOptions { server_ice: Some(api.ice_servers()), ..PeerOptions::default() };
         let fixed = PeerOptions { ice_servers: turn("mine"), ..options.clone() };
@@ -666,9 +686,8 @@ mod tests {
         let identity = Arc::new(Identity::load_or_create(&dir.path().join("identity.json")).unwrap());
         let (room, peer) = ("r".parse().unwrap(), "p".parse().unwrap());
         let registration = Registration { room, token: Secret::new("t".to_owned()), peer, role: Role::Client, metadata: Metadata::new() };
-        let sign_in = SignIn { id_token: Secret::new("j".to_owned()), username: "u".to_owned(), expires_in: 600 };
         let stop = CancellationToken::new();
-        let (_sender, mut events) = connect(api, registration, identity, Some(sign_in), stop.clone());
+        let (_sender, mut events) = connect(api, registration, identity, stop.clone());
         let registered = events.recv().await.unwrap();
         assert!(matches!(registered, SignalEvent::Registered { ice_servers, .. } if ice_servers == turn("600:p")));
         // The renewal came before this one, and is nobody's event.
@@ -717,7 +736,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let failure = Api::new(&url).unwrap().sign_in().await.unwrap_err();
+        let failure = Api::new(&url).unwrap().create_room(&CreateRoom::default()).await.unwrap_err();
         assert!(failure.code == Code::NoConnection && failure.message.contains(&url), "{failure}");
     }
 }

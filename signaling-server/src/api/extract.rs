@@ -58,14 +58,14 @@ impl FromRequestParts<Arc<Server>> for RoomPath {
 /// Whom the bearer token stands for.
 ///
 /// # Errors
-/// [`Code::Unauthorized`].
-pub fn caller(parts: &Parts, server: &Server) -> Result<Identity, Failure> {
+/// [`Code::Unauthorized`], [`Code::Unavailable`].
+pub async fn caller(parts: &Parts, server: &Server) -> Result<Identity, Failure> {
     let header = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let token = match header.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
         _ => "",
     };
-    server.caller(token)
+    server.caller(token).await
 }
 
 /// Who is counted: the other end of the connection; behind trusted proxies, whom they vouch for.

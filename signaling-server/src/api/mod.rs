@@ -46,6 +46,7 @@ pub async fn serve(server: Arc<Server>, listeners: Vec<TcpListener>, shutdown: S
     }
     shutdown.spawn(server.clone().sweep());
     shutdown.spawn(server.hub.clone().run());
+    server.attend(&shutdown);
     shutdown.token.cancelled().await;
     shutdown.drain(server.config.timing.drain).await;
 }

@@ -1,5 +1,6 @@
 //! What the signaling server decides: no I/O, no clock, no randomness.
 //!
+//! * [`breaker`]: when to stop asking a service that does not answer
 //! * [`cluster`]: what several servers say to each other
 //! * [`grant`]: the room record, who owns what in it, and when it ends
 //! * [`listing`]: lists of a room's peers
@@ -8,6 +9,7 @@
 //! * [`turn_credentials`]: what an admitted peer authenticates with at a TURN server
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod breaker;
 pub mod cluster;
 pub mod grant;
 pub mod listing;

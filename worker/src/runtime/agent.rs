@@ -18,7 +18,7 @@ use shared::{
         invite::{Grant, Invite},
         message::WorkerInfo,
         network::Network,
-        signal::{Metadata, Role, SignIn, ToPeer, ToServer},
+        signal::{Metadata, Role, ToPeer, ToServer},
     },
     runtime::{
         identity::Identity,
@@ -135,7 +135,8 @@ pub enum AgentEvent {
 pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown: Shutdown) -> Result<Option<Leave>, Failure> {
     config.trainers.check()?;
     let stop = shutdown.token.clone();
-    let api = Arc::new(Api::trusting(&config.server, config.network.ca_file.as_deref())?);
+    let api = Api::trusting(&config.server, config.network.ca_file.as_deref())?.with_tokens_in(&config.data_dir);
+    let api = Arc::new(api);
     let identity = Arc::new(Identity::load_or_create(&config.data_dir.join("identity.json"))?);
     let store = Store::open(&config.data_dir.join("store"), config.quota)?
         .with_holds(Arc::new(Workspace::open(&config.data_dir)?))
@@ -374,9 +375,9 @@ impl Agent {
     async fn take_seat(&self, links: &mpsc::Sender<(PeerId, Link)>, anew: bool) -> Result<Seat, Failure> {
         let path = self.config.room_file.clone();
         let known = if anew { None } else { Room::load(&path, self.api.server(), &room::peer_id(&self.identity))? };
-        let (room, sign_in) = match known {
-            Some(room) => (room, None),
-            None => self.open_room(&path).await.map(|(room, sign_in)| (room, Some(sign_in)))?,
+        let room = match known {
+            Some(room) => room,
+            None => self.open_room(&path).await?,
         };
         let registration = Registration {
             room: room.id.clone(),
@@ -386,7 +387,7 @@ impl Agent {
             metadata: self.facts.metadata(&room),
         };
         let stop = self.shutdown.token.child_token();
-        let (signal, events) = connect(self.api.clone(), registration, self.identity.clone(), sign_in, stop.clone());
+        let (signal, events) = connect(self.api.clone(), registration, self.identity.clone(), stop.clone());
         let answerer =
             Answerer::new(room.id.clone(), room.peer.clone(), room.secret.clone(), self.identity.clone(), signal.clone(), links.clone())
                 .with_questions(self.doctor(stop.clone()));
@@ -403,7 +404,7 @@ impl Agent {
         questions
     }
 
-    async fn open_room(&self, path: &std::path::Path) -> Result<(Room, SignIn), Failure> {
+    async fn open_room(&self, path: &std::path::Path) -> Result<Room, Failure> {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         loop {
             match Room::create(path, &self.api, &self.identity, self.config.room_ttl).await {
