@@ -2,9 +2,11 @@
 
 mod abuse;
 mod admission;
+mod nats;
 mod process;
 mod relay;
 mod rest;
+mod several;
 mod support;
 mod tls;
 mod turn;

@@ -17,9 +17,9 @@ use super::{
     tls::Authority,
 };
 
-struct Program {
+pub(super) struct Program {
     child: Child,
-    api: Api,
+    pub(super) api: Api,
     /// Read all along: a program whose log nobody reads stops at a full pipe.
     log: Option<JoinHandle<String>>,
 }
@@ -39,7 +39,7 @@ fn command(dir: &Path) -> Command {
 }
 
 /// Starts on a free port and waits for the line that says which.
-fn start(dir: &Path, more: &[&str]) -> Program {
+pub(super) fn start(dir: &Path, more: &[&str]) -> Program {
     let data = dir.join("data");
     let mut child =
         command(dir).args(["--listen", "127.0.0.1:0", "--json", "--data-dir"]).arg(data).args(more).spawn().expect("the program starts");
@@ -58,17 +58,17 @@ fn start(dir: &Path, more: &[&str]) -> Program {
 }
 
 impl Program {
-    fn signal(&self, name: &str) {
+    pub(super) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
     /// All that it has logged; it must have ended.
-    fn log(&mut self) -> String {
+    pub(super) fn log(&mut self) -> String {
         self.log.take().unwrap().join().unwrap()
     }
 
-    async fn ended(&mut self) -> ExitStatus {
+    pub(super) async fn ended(&mut self) -> ExitStatus {
         for _ in 0..400 {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;

@@ -19,7 +19,11 @@ use shared::{
 };
 use signaling_server::{
     api,
-    runtime::{clock::Clock, config::Config},
+    runtime::{
+        clock::Clock,
+        config::Config,
+        server::{Common, Server},
+    },
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -56,6 +60,11 @@ impl TestServer {
 
     /// With limits that tests do not hit unless they set them.
     pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_one_of(change, |config| Common::open(config).unwrap()).await
+    }
+
+    /// One of several that have something in common.
+    pub(crate) async fn start_one_of(change: impl FnOnce(&mut Config), common: impl FnOnce(&Config) -> Common) -> Self {
         let clock = Arc::new(AtomicU64::new(1_800_000_000));
         let shown = clock.clone();
         let mut config = Config { clock: Clock::from_fn(move || shown.load(Ordering::SeqCst)), ..Config::default() };
@@ -66,7 +75,9 @@ impl TestServer {
         let address = listener.local_addr().unwrap().to_string();
         let shutdown = Shutdown::new();
         let stop = shutdown.clone();
-        let task = tokio::spawn(async move { api::run(config, vec![listener], stop).await.unwrap() });
+        let common = common(&config);
+        let server = Server::with(config, common, stop.token.clone()).await.unwrap();
+        let task = tokio::spawn(api::serve(server, vec![listener], stop));
         TestServer { api: Api::at(address), clock, shutdown, task }
     }
 
