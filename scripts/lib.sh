@@ -94,7 +94,7 @@ ensure_tools() {
     ensure_venv "$TOOLS" "the tests' tools in .venv-tools" -r "$ROOT/test_files/tools.txt"
 }
 
-# ensure_node_tools: emulators of AWS that run on Node.js, in .node-tools. As with ensure_venv a stamp tells that nothing has changed.
+# ensure_node_tools: an emulator of AWS and a checker of workflows, which run on Node.js, in .node-tools. As with ensure_venv a stamp tells that nothing has changed.
 ensure_node_tools() {
     local stamp from="$ROOT/test_files/emulators"
     command -v node >/dev/null && command -v npm >/dev/null || ensure_debian nodejs npm
@@ -107,7 +107,7 @@ ensure_node_tools() {
     (
         flock 9
         if [[ "$(cat "$NODE_TOOLS/.stamp" 2>/dev/null)" == "$stamp" ]]; then exit 0; fi
-        say "Setting up the tests' emulators in .node-tools"
+        say "Setting up the tests' tools of Node.js in .node-tools"
         find "$NODE_TOOLS" -mindepth 1 -delete
         cp "$from/package.json" "$from/package-lock.json" "$NODE_TOOLS"
         # Nothing of what is installed needs to run to be installed.

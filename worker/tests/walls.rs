@@ -21,7 +21,7 @@ const HEAVY: [(&str, &str); 8] = [
     ("redb", "signaling-server/src/runtime/store/redb.rs"),
     ("jsonwebtoken", "signaling-server/src/runtime/auth.rs"),
     ("aws_sdk_dynamodb", "signaling-server/src/runtime/store/dynamodb.rs"),
-    ("aws_sdk_cognitoidentityprovider", "signaling-server/src/runtime/cognito.rs"),
+    ("aws_sdk_cognitoidentityprovider", "signaling-server/src/runtime/cognito/"),
     ("async_nats", "signaling-server/src/runtime/relay/nats.rs"),
 ];
 

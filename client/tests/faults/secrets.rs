@@ -55,14 +55,17 @@ fn watch_command_lines(folder: PathBuf, stop: Arc<AtomicBool>) -> thread::JoinHa
     })
 }
 
-/// The content of all files below a folder, apart from these names.
+/// The content of all files below a folder, apart from files and folders of these names.
 fn content(folder: &Path, except: &[&str]) -> String {
     let mut all = String::new();
     for entry in fs::read_dir(folder).unwrap().flatten() {
         let (path, name) = (entry.path(), entry.file_name());
+        if except.iter().any(|except| name == *except) {
+            continue;
+        }
         if path.is_dir() {
             all.push_str(&content(&path, except));
-        } else if path.is_file() && !except.iter().any(|except| name == *except) {
+        } else if path.is_file() {
             all.push_str(&String::from_utf8_lossy(&fs::read(&path).unwrap()));
         }
     }
@@ -94,7 +97,7 @@ fn no_secret_is_logged_printed_kept_or_shown_to_other_users() {
         ("a command line", watching.join().unwrap()),
         ("the metrics", metrics),
         ("the server's files", content(&stack.home().join("server"), &[])),
-        ("the worker's files", content(&stack.worker_data(), &["room.json", "identity.json"])),
+        ("the worker's files", content(&stack.worker_data(), &["room.json", "identity.json", "id-tokens"])),
         ("the models", content(&stack.output(), &[])),
     ];
     for (secret, canary) in canaries(&stack, &proxy) {

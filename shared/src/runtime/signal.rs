@@ -115,15 +115,15 @@ impl Api {
         Ok(Api { http, server, ice_servers: watch::Sender::new(Vec::new()), trust, connector, tokens })
     }
 
+    /// Whom it trusts as a server over TLS.
+    pub(super) fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     /// Keeps the id token in this folder, so that the next run uses it until it expires.
     pub fn with_tokens_in(mut self, dir: &Path) -> Self {
         self.tokens.get_mut().keep_in(dir);
         self
-    }
-
-    /// Whom it trusts as a server over TLS.
-    pub(super) fn trust(&self) -> &Trust {
-        &self.trust
     }
 
     /// The server's base URL, without a slash at its end.

@@ -1,5 +1,7 @@
 //! The command line of `webrtc-server`: flags, then environment, then `webrtc-connect.toml`, then defaults, decided once.
 
+mod users;
+
 use std::{convert::Infallible, fmt, net::SocketAddr, path::PathBuf};
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
@@ -13,6 +15,7 @@ use shared::{
     runtime::config,
 };
 
+use self::users::{AuthKind, UserArgs, UserSection};
 use super::health::HealthArgs;
 use crate::{
     domain::{
@@ -21,7 +24,7 @@ use crate::{
         turn_credentials::{self, TurnUrl},
     },
     runtime::{
-        config::{Config, Limits},
+        config::{Config, Limits, SignInWay},
         relay::NatsConfig,
         tls::TlsFiles,
         turn_credentials::TurnConfig,
@@ -39,7 +42,9 @@ const EXAMPLES: &str = r#"Examples:
   webrtc-server --listen 127.0.0.1:8001 --trusted-proxy 127.0.0.1
       behind a reverse proxy that adds TLS
   webrtc-server --turn-urls turn:turn.example.org:3478 --turn-secret-file turn-secret
-      with a TURN server for peers behind strict firewalls (scripts/coturn starts one)"#;
+      with a TURN server for peers behind strict firewalls (scripts/coturn starts one)
+  webrtc-server --auth cognito --cognito-pool eu-central-1_AbCdEfGhI --cognito-client 1h57kf5cpq17m0eml12EXAMPLE
+      with anonymous users in an Amazon Cognito user pool"#;
 
 /// The signaling server of webRTC-connect: rooms, admission, and the exchange of sealed offers. It never sees data.
 ///
@@ -98,6 +103,8 @@ pub struct Args {
     /// Sign-ins from one address in a minute [default: 30]
     #[arg(long, env = "WEBRTC_SERVER_SIGN_INS_PER_MINUTE", value_name = "COUNT", help_heading = "Limits")]
     sign_ins_per_minute: Option<u32>,
+    #[command(flatten)]
+    users: UserArgs,
     /// A reverse proxy whose X-Forwarded-For is believed: its address, or a network such as 10.0.0.0/8 (repeatable)
     #[arg(long = "trusted-proxy", env = "WEBRTC_SERVER_TRUSTED_PROXIES", value_name = "IP", value_delimiter = ',')]
     trusted_proxies: Vec<Proxy>,
@@ -151,6 +158,15 @@ struct Section {
     nats: Option<Secret<String>>,
     nats_credentials_file: Option<PathBuf>,
     nats_ca_file: Option<PathBuf>,
+    auth: Option<AuthKind>,
+    cognito_pool: Option<String>,
+    cognito_client: Option<String>,
+    cognito_client_secret_file: Option<PathBuf>,
+    cognito_sign_in: Option<SignInWay>,
+    cognito_issuer: Option<String>,
+    cognito_jwks_url: Option<String>,
+    cognito_sweep_after: Option<u64>,
+    cognito_deletions_per_second: Option<u32>,
     ice_servers: IceServers,
     turn_urls: Vec<String>,
     turn_secret_file: Option<PathBuf>,
@@ -160,6 +176,22 @@ struct Section {
     tls_cert: Option<PathBuf>,
     tls_key: Option<PathBuf>,
     limits: Limits,
+}
+
+impl Section {
+    fn users(&self) -> UserSection {
+        UserSection {
+            auth: self.auth,
+            pool: self.cognito_pool.clone(),
+            client: self.cognito_client.clone(),
+            client_secret_file: self.cognito_client_secret_file.clone(),
+            sign_in: self.cognito_sign_in,
+            issuer: self.cognito_issuer.clone(),
+            jwks_url: self.cognito_jwks_url.clone(),
+            sweep_after: self.cognito_sweep_after,
+            deletions_per_second: self.cognito_deletions_per_second,
+        }
+    }
 }
 
 /// What the program needs to start.
@@ -210,6 +242,7 @@ impl Args {
         let turn = turn(&self, &section)?;
         let tls = tls(&self, &section)?;
         let nats = nats(&self, &section)?;
+        let users = section.users();
         let data_dir = match self.store.or(section.store).unwrap_or(StoreKind::Redb) {
             StoreKind::Memory => None,
             StoreKind::Redb => Some(self.data_dir.or(section.data_dir).map_or_else(|| config::data_dir("server"), Ok)?),
@@ -219,10 +252,12 @@ impl Args {
         let mut limits = section.limits;
         limits.sockets_per_address = self.sockets_per_address.unwrap_or(limits.sockets_per_address);
         limits.sign_ins_per_minute = self.sign_ins_per_minute.unwrap_or(limits.sign_ins_per_minute);
+        self.users.limit(&mut limits);
         let proxies = if self.trusted_proxies.is_empty() { section.trusted_proxies } else { self.trusted_proxies };
         let config = Config {
             data_dir,
             nats,
+            cognito: self.users.decide(users)?,
             ice_servers: ice_servers.unwrap_or(section.ice_servers.0),
             turn,
             room_ttl: grant::checked_ttl(self.room_ttl.or(section.room_ttl), defaults.room_ttl)?,

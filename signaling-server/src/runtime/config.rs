@@ -145,6 +145,16 @@ pub enum SignInWay {
     SignUp,
 }
 
+impl std::str::FromStr for SignInWay {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        [SignInWay::Admin, SignInWay::SignUp]
+            .into_iter()
+            .find(|way| way.to_string() == text)
+            .ok_or_else(|| "it is admin or sign-up".to_owned())
+    }
+}
+
 impl std::fmt::Display for SignInWay {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

@@ -88,7 +88,8 @@ impl Server {
     /// Opens what the configuration names.
     ///
     /// # Errors
-    /// [`Code::BadFile`] when a file cannot be used; as [`Server::with`].
+    /// [`Code::BadFile`] when a file cannot be used, [`Code::InvalidRequest`] when something elsewhere is not as it is configured; as
+    /// [`Nats::open`].
     pub async fn open(config: Config, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
         let common = Common::open(&config)?;
         Self::with(config, common, stop).await
@@ -105,7 +106,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let relay: Arc<dyn Relay> = match &config.nats {
             None => Arc::new(OneProcess::default()),
-            Some(nats) => Nats::open(nats, metrics.clone()).await?,
+            Some(nats) => Box::pin(Nats::open(nats, metrics.clone())).await?,
         };
         let hub = Hub::new(config.limits.peers_per_room, relay, metrics.clone(), stop.clone());
         #[cfg(feature = "aws")]

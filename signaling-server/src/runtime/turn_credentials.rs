@@ -95,13 +95,11 @@ fn load(path: &Path) -> Result<TurnSecrets, Failure> {
     text.parse().map_err(|error: crate::domain::turn_credentials::BadSecrets| bad(error.to_string()))
 }
 
-/// Whether anybody may read it who should not. Root may let our group read what it keeps for us, as Kubernetes does with secrets.
-fn is_open_to_others(mode: u32, owner: u32) -> bool {
-    mode & (if owner == 0 { 0o037 } else { 0o077 }) != 0
-}
-
 /// The text of a small file that nobody but its owner can read.
-pub(super) fn read_private(path: &Path) -> io::Result<String> {
+///
+/// # Errors
+/// What the system says, or what is wrong with the file.
+pub fn read_private(path: &Path) -> io::Result<String> {
     // Looked at before it is opened: opening a pipe would wait for its other end.
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
@@ -115,9 +113,14 @@ pub(super) fn read_private(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(io::Error::other("it is too large for one or two secrets"));
+        return Err(io::Error::other("it is too large for a secret"));
     }
     String::from_utf8(bytes).map_err(|_| io::Error::other("it is not text"))
+}
+
+/// Whether anybody may read it who should not. Root may let our group read what it keeps for us, as Kubernetes does with secrets.
+fn is_open_to_others(mode: u32, owner: u32) -> bool {
+    mode & (if owner == 0 { 0o037 } else { 0o077 }) != 0
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ const QUEUE: usize = 10_000;
 /// Users that the sweeper takes at a time.
 const BATCH: usize = 1000;
 /// The longest that the queue waits after a pool did not answer.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
 /// Whether a user of this name was made by this program.
 pub fn is_ours(username: &str) -> bool {

@@ -1,7 +1,7 @@
 //! What plays AWS: each on a loopback port of its own, ended with its value.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -12,6 +12,7 @@ use std::{
 use dynoxide::Database;
 use shared::domain::id::Secret;
 use signaling_server::runtime::config::{AwsKeys, AwsSettings};
+use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 /// Python takes its time on a busy machine.
@@ -64,16 +65,7 @@ impl Moto {
             .unwrap_or_else(|error| panic!("{} cannot be started: {error}", program.display()));
         let stderr = child.stderr.take().expect("it was piped");
         let mut moto = Moto { child, endpoint: String::new() };
-        let (said, hears) = mpsc::channel();
-        // Read to its end: a program whose log nobody reads stops at a full pipe.
-        thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if let Some((_, url)) = line.split_once("Running on ") {
-                    let _ = said.send(url.trim().to_owned());
-                }
-            }
-        });
-        moto.endpoint = hears.recv_timeout(START).expect("moto_server should have said where it listens");
+        moto.endpoint = listening(stderr, "Running on ").expect("moto_server should have said where it listens");
         moto
     }
 }
@@ -85,10 +77,84 @@ impl Drop for Moto {
     }
 }
 
+/// Cognito, in JavaScript.
+pub(crate) struct CognitoLocal {
+    child: Child,
+    /// Where it answers.
+    pub(crate) endpoint: String,
+    /// Its configuration and users.
+    _folder: TempDir,
+}
+
+impl CognitoLocal {
+    /// What its tokens' issuers begin with; the pool's id follows.
+    pub(crate) const ISSUER: &str = "http://cognito.test";
+
+    /// Starts it and waits until it says where it listens.
+    pub(crate) fn start() -> Self {
+        let program = node_tool("cognito-local/lib/bin/start.js");
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::create_dir(folder.path().join(".cognito")).expect("a folder in it");
+        // Without the first of these it takes nothing but e-mail addresses for names.
+        let config = serde_json::json!({"UserPoolDefaults": {"UsernameAttributes": []}, "TokenConfig": {"IssuerDomain": Self::ISSUER}});
+        std::fs::write(folder.path().join(".cognito/config.json"), config.to_string()).expect("a file in it");
+        let mut child = Command::new("node")
+            .arg(&program)
+            .current_dir(folder.path())
+            .envs([("HOST", "127.0.0.1"), ("PORT", "0")])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("node cannot be started ({error}); install Node.js"));
+        let stdout = child.stdout.take().expect("it was piped");
+        let mut emulator = CognitoLocal { child, endpoint: String::new(), _folder: folder };
+        emulator.endpoint = listening(stdout, "running on ").expect("cognito-local should have said where it listens");
+        emulator
+    }
+}
+
+impl Drop for CognitoLocal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The URL that a program says after these words, if it does in time.
+fn listening(output: impl Read + Send + 'static, after: &'static str) -> Option<String> {
+    let (said, hears) = mpsc::channel();
+    // Read to its end: a program whose log nobody reads stops at a full pipe.
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if let Some((_, rest)) = line.split_once(after) {
+                let url: String = rest.chars().take_while(|c| c.is_ascii_graphic()).collect();
+                let _ = said.send(url);
+            }
+        }
+    });
+    hears.recv_timeout(START).ok()
+}
+
+/// A file of a package that test_files/emulators/package.json lists.
+pub(crate) fn node_tool(path: &str) -> PathBuf {
+    let folder = std::env::var_os("WEBRTC_TEST_NODE_TOOLS").map_or_else(|| root().join(".node-tools"), PathBuf::from);
+    let file = folder.join("node_modules").join(path);
+    assert!(
+        file.is_file(),
+        "{} is missing; run: bash -c 'source scripts/lib.sh && ensure_node_tools' (or set WEBRTC_TEST_NODE_TOOLS to a folder where \
+         npm ci was run with test_files/emulators/package-lock.json)",
+        file.display()
+    );
+    file
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace")
+}
+
 /// A program that test_files/tools.txt lists.
-fn tool(name: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace");
-    let folder = std::env::var_os("WEBRTC_TEST_TOOLS").map_or_else(|| root.join(".venv-tools/bin"), PathBuf::from);
+pub(crate) fn tool(name: &str) -> PathBuf {
+    let folder = std::env::var_os("WEBRTC_TEST_TOOLS").map_or_else(|| root().join(".venv-tools/bin"), PathBuf::from);
     let program = folder.join(name);
     assert!(
         program.is_file(),

@@ -1,6 +1,7 @@
 //! The server with AWS, which emulators play: moto as a process, dynoxide in this one, and a proxy before them that makes faults.
 #![cfg(feature = "aws")]
 
+mod cognito;
 #[allow(dead_code, reason = "filled by the suites of each service")]
 mod emulators;
 mod proxy;

@@ -1,9 +1,11 @@
-//! Anonymous users in an Amazon Cognito user pool. The only file that names `aws_sdk_cognitoidentityprovider`.
+//! Anonymous users in an Amazon Cognito user pool. The only folder that names `aws_sdk_cognitoidentityprovider`.
 //!
 //! A sign-in is three calls, in one of two ways ([`SignInWay`]): with the rights of an administrator, for which the pool need not let anybody
 //! sign up; or as the system before this one did, by signing up. The names are random, and so are the passwords, which nobody keeps.
 //!
 //! AWS may do something and its answer get lost: the SDK asks again then, and a user that exists already is the one that was just made.
+
+pub mod make;
 
 use std::time::Duration;
 
