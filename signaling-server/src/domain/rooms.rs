@@ -158,7 +158,8 @@ struct Live {
 /// The connected peers of this process.
 #[derive(Default)]
 pub struct Rooms {
-    rooms: HashMap<RoomId, BTreeMap<PeerId, Live>>,
+    /// In boxes: a map's node has space for eleven values, and most rooms have two peers.
+    rooms: HashMap<RoomId, BTreeMap<PeerId, Box<Live>>>,
     sockets: HashMap<SocketId, (RoomId, PeerId)>,
     peers_per_room: usize,
 }
@@ -188,7 +189,7 @@ impl Rooms {
     /// The rooms in which `caller` is connected as `peer`.
     pub fn rooms_of(&self, peer: &PeerId, caller: &Identity) -> Vec<RoomId> {
         let is_callers = |live: &Live| live.member.owner.is(caller);
-        self.rooms.iter().filter(|(_, peers)| peers.get(peer).is_some_and(is_callers)).map(|(room, _)| room.clone()).collect()
+        self.rooms.iter().filter(|(_, peers)| peers.get(peer).is_some_and(|live| is_callers(live))).map(|(room, _)| room.clone()).collect()
     }
 
     /// A socket whose peer the room has admitted. An older socket of the same peer is closed; its contacts stay the peer's.
@@ -211,7 +212,7 @@ impl Rooms {
             None => BTreeSet::new(),
         };
         self.sockets.insert(socket, (room.clone(), member.peer.clone()));
-        peers.insert(member.peer.clone(), Live { socket, member, metadata_bytes, contacts });
+        peers.insert(member.peer.clone(), Box::new(Live { socket, member, metadata_bytes, contacts }));
         Ok(outputs)
     }
 
@@ -310,13 +311,13 @@ impl Rooms {
     pub fn peers(&self, room: &RoomId, asker: &PeerId, filters: &Filters) -> (usize, Vec<PeerInfo>) {
         let others = self.rooms.get(room).into_iter().flatten().filter(|(peer, _)| *peer != asker);
         let matching: Vec<&Live> =
-            others.map(|(_, live)| live).filter(|live| filters.role.is_none_or(|role| role == live.member.role)).collect();
+            others.map(|(_, live)| &**live).filter(|live| filters.role.is_none_or(|role| role == live.member.role)).collect();
         (matching.len(), list(matching))
     }
 
     /// All peers of a room, under the same limits.
     pub fn all_peers(&self, room: &RoomId) -> Vec<PeerInfo> {
-        list(self.rooms.get(room).into_iter().flat_map(BTreeMap::values).collect())
+        list(self.rooms.get(room).into_iter().flat_map(BTreeMap::values).map(|live| &**live).collect())
     }
 }
 
