@@ -186,7 +186,7 @@ def show(events: list[dict]) -> None:
         more = event.get("more", {})
         if event["event"] == "gathered":
             print(f"\n{event['sockets']} peers registered in {event['seconds']:.1f} s; RSS {megabytes(event['rss_empty'])} MB without them, "
-                  f"{megabytes(event['rss'])} with them idle; pings take {event['idle_cpu'] * 100:.1f} % of a processor")
+                  f"{megabytes(event['rss'])} with them idle")
         elif event["event"] == "malformed":
             print("\n" + table(attack_rows(event["attacks"])))
         elif "half_open" in more:

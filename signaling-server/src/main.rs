@@ -18,6 +18,10 @@ use signaling_server::{
 };
 use tokio::net::TcpListener;
 
+/// Thousands of sockets hold what they were given on one thread and give it back on another.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Two threads serve thousands of sockets, and a small server stays small.
 const THREADS: usize = 2;
 const STACK_BYTES: usize = 512 * 1024;

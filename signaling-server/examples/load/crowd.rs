@@ -90,7 +90,7 @@ impl Crowd {
             let (sender, kind) = plan(number);
             self.ledger.due(first + number, offset + due.as_micros() as u64, sender);
             if self.orders[sender].try_send(Order { number: first + number, kind }).is_err() {
-                self.ledger.unsent();
+                self.ledger.unsent(sender);
             }
         }
     }

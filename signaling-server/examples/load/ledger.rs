@@ -74,16 +74,17 @@ impl Ledger {
     pub(crate) fn due(&self, number: usize, at: u64, sender: usize) {
         self.entries[number].due.store(at, Relaxed);
         self.entries[number].sender.store(sender as u32, Relaxed);
+        self.accounts[sender].sent.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn unsent(&self) {
+    pub(crate) fn unsent(&self, sender: usize) {
+        self.accounts[sender].sent.fetch_sub(1, Relaxed);
         self.unsent.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn written(&self, number: usize) {
         let entry = &self.entries[number];
         entry.written.store(self.since_due(entry), Relaxed);
-        self.accounts[entry.sender.load(Relaxed) as usize].sent.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn arrived(&self, number: usize) {
@@ -117,7 +118,7 @@ impl Ledger {
         self.accounts.iter().map(|account| of(account).load(Relaxed)).sum()
     }
 
-    /// Whether each message that was written has arrived or was refused.
+    /// Whether each message that a peer was told to send has arrived or was refused.
     pub(crate) fn is_settled(&self) -> bool {
         self.total(|a| &a.sent) == self.total(|a| &a.arrived) + self.total(|a| &a.refused)
     }

@@ -1,7 +1,7 @@
 //! What people and peers touch: the command line, the REST routes, the WebSocket.
 //!
 //! * [`run`]: the whole server as one future; the listeners and the end are arguments
-//! * [`cli`], [`health`]; [`http`] (the table of routes), [`handlers`]; [`ws`]; [`openapi`]; [`extract`], [`error`]
+//! * [`cli`], [`health`]; [`http`] (the table of routes), [`handlers`]; [`ws`], [`socket`]; [`openapi`]; [`extract`], [`error`]
 
 pub mod cli;
 pub mod error;
@@ -10,6 +10,7 @@ pub mod handlers;
 pub mod health;
 pub mod http;
 pub mod openapi;
+pub mod socket;
 pub mod ws;
 
 use std::sync::Arc;

@@ -5,14 +5,11 @@
 //!                   │ 5 s, 5 tries                    │ ping, silence, rate, size, mailbox
 //! ```
 
-use std::{future::Future, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension,
-    extract::{
-        State,
-        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
-    },
+    extract::{Request, State},
     response::{IntoResponse, Response},
 };
 use futures_util::{FutureExt, future::BoxFuture};
@@ -20,35 +17,34 @@ use governor::DefaultDirectRateLimiter;
 use shared::domain::{
     error::{Code, Failure},
     id::RoomId,
-    signal::{self, MAX_MESSAGE, ToPeer, ToServer},
+    signal::{self, ToPeer, ToServer},
 };
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout, timeout_at};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::task::TaskTracker;
 
-use super::error::ApiError;
+use super::{
+    error::ApiError,
+    socket::{self, Socket},
+};
 use crate::{
     domain::{grant::Identity, rooms::Closing},
     runtime::{
         admission::{self, Admitted, Applicant, Next, Registration},
-        hub::Seat,
+        hub::{Seat, Stop},
         rate::{self, Address},
         server::Server,
     },
 };
-
-/// With the default of 128 KiB a thousand idle sockets take 137 MB; with this, 9.
-const READ_BUFFER: usize = 4096;
-/// The most bytes that a peer leaves unread before it is closed.
-const WRITE_BUFFER: usize = 256 * 1024;
 
 /// `GET /`: the WebSocket; to a browser's plain request one line that says so.
 pub async fn connect(
     State(server): State<Arc<Server>>,
     Extension(tracker): Extension<TaskTracker>,
     Extension(from): Extension<Address>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    mut request: Request,
 ) -> Response {
-    let Ok(upgrade) = upgrade else {
+    let Some((response, upgraded)) = socket::upgrade(&mut request) else {
         return concat!(
             "webRTC-connect signaling server ",
             env!("CARGO_PKG_VERSION"),
@@ -60,24 +56,23 @@ pub async fn connect(
         Ok(ticket) => ticket,
         Err(failure) => return ApiError::from(failure).into_response(),
     };
-    // Held from now on, so that a shutdown between upgrade and callback waits, too.
-    let tracked = tracker.token();
-    upgrade
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(READ_BUFFER)
-        .max_write_buffer_size(WRITE_BUFFER)
-        .max_message_size(MAX_MESSAGE)
-        .max_frame_size(MAX_MESSAGE)
-        .on_upgrade(move |socket| async move {
-            let messages = rate::messages(&server.config.limits);
-            Connection { server, socket, from, messages }.run().await;
-            drop((ticket, tracked));
-        })
+    // Tracked from now on, so that a shutdown waits for it.
+    tracker.spawn(async move {
+        match upgraded.await {
+            Ok(upgraded) => {
+                let (socket, messages) = (Socket::new(upgraded).await, rate::messages(&server.config.limits));
+                Connection { server, socket, from, messages }.run().await;
+            }
+            Err(error) => tracing::debug!(%from, %error, "no WebSocket came of the upgrade"),
+        }
+        drop(ticket);
+    });
+    response
 }
 
 struct Connection {
     server: Arc<Server>,
-    socket: WebSocket,
+    socket: Socket,
     from: Address,
     messages: DefaultDirectRateLimiter,
 }
@@ -100,7 +95,8 @@ impl Connection {
         let admitted = tokio::select! {
             biased;
             () = stop.cancelled() => return Err(Closing::Restarting),
-            registered = timeout_at(deadline, self.register()) => registered.map_err(|_| Closing::Silent)??,
+            // In a box, since it is large and soon over.
+            registered = timeout_at(deadline, Box::pin(self.register())) => registered.map_err(|_| Closing::Silent)??,
         };
         tracing::info!(room = %admitted.room, peer = %admitted.peer, from = %self.from, "peer registered");
         let (room, peer) = (admitted.room.clone(), admitted.peer.clone());
@@ -146,53 +142,73 @@ impl Connection {
     async fn relay(&mut self, admitted: Admitted) -> Result<std::convert::Infallible, Closing> {
         let server = self.server.clone();
         let timing = &server.config.timing;
-        let stop = admitted.mailbox.stop.clone();
-        or_stop(stop.stopped(), self.send(&admitted.welcome)).await?;
+        let Admitted { seat, mut mailbox, room, peer, identity, welcome } = admitted;
+        let stop = mailbox.stop.clone();
+        self.tell(&stop, signal::encode(&welcome)).await?;
+        drop(welcome);
         let mut ping = interval_at(Instant::now() + timing.ping, timing.ping);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut renewal = self.server.turn.as_ref().map(|turn| interval_at(Instant::now() + turn.renew_after(), turn.renew_after()));
+        let mut renewal = server.turn.as_ref().map(|turn| interval_at(Instant::now() + turn.renew_after(), turn.renew_after()));
         let mut heard = Instant::now();
-        let Admitted { seat, mut mailbox, room, peer, identity, .. } = admitted;
         let asker = Asker { server: &server, seat: &seat, room: &room, identity: &identity };
         // One message at a time, so that they stay in order; until it is handled, which may take another server, nothing else waits.
         let mut handling = None;
+        // Beside them: the store may take its time, and nobody's messages wait for it.
+        let mut renewing = None;
         loop {
             tokio::select! {
                 biased;
                 why = stop.stopped() => return Err(why),
-                text = mailbox.next() => {
-                    let bytes = text.len();
-                    or_stop(stop.stopped(), self.send_message(Message::text(text))).await?;
+                queued = mailbox.next() => {
+                    let bytes = queued.len();
+                    self.tell(&stop, queued).await?;
                     mailbox.sent(bytes);
                 }
                 _ = ping.tick() => {
                     if handling.is_none() && heard.elapsed() > timing.silence {
                         return Err(Closing::Silent);
                     }
-                    or_stop(stop.stopped(), self.send_message(Message::Ping(Default::default()))).await?;
+                    or_stop(&stop, in_time(timing.send, self.socket.ping())).await?;
                 }
                 () = due(&mut renewal) => {
                     let ice_servers = server.ice_servers(&peer).await;
-                    or_stop(stop.stopped(), self.send(&ToPeer::IceServers { ice_servers })).await?;
+                    self.tell(&stop, signal::encode(&ToPeer::IceServers { ice_servers })).await?;
                 }
-                answers = handled(&mut handling) => {
+                renewed = ready(&mut renewing) => {
+                    renewing = None;
+                    self.answer(&stop, vec![renewed]).await?;
+                }
+                answers = ready(&mut handling) => {
                     (handling, heard) = (None, Instant::now());
-                    for answer in answers {
-                        or_stop(stop.stopped(), self.send(&answer)).await?;
-                    }
+                    self.answer(&stop, answers).await?;
                 }
-                received = self.socket.recv(), if handling.is_none() => {
+                received = self.socket.receive(), if handling.is_none() => {
                     heard = Instant::now();
-                    handling = self.accept(received)?.map(|text| asker.answers(text).boxed());
+                    let Some(text) = self.accept(received)? else { continue };
+                    match signal::decode::<ToServer>(&text) {
+                        Ok(ToServer::Renew) if renewing.is_none() => renewing = Some(asker.renewed().boxed()),
+                        message => handling = Some(asker.answers(message).boxed()),
+                    }
                 }
             }
         }
     }
 
+    /// Tells a registered peer what came of its messages.
+    async fn answer(&mut self, stop: &Stop, answers: Vec<ToPeer>) -> Result<(), Closing> {
+        for answer in answers {
+            if let ToPeer::Error { code, .. } = &answer {
+                self.server.metrics.refused(*code);
+            }
+            self.tell(stop, signal::encode(&answer)).await?;
+        }
+        Ok(())
+    }
+
     /// The next text; the outer error is a reason to close, the inner one a message that is not of the protocol.
     async fn next_message(&mut self) -> Result<Result<ToServer, Failure>, Closing> {
         loop {
-            let received = self.socket.recv().await;
+            let received = self.socket.receive().await;
             if let Some(text) = self.accept(received)? {
                 return Ok(signal::decode(&text));
             }
@@ -200,14 +216,14 @@ impl Connection {
     }
 
     /// The text of what was received, if it is one, or the reason to close. Control frames count as messages, too.
-    fn accept(&self, received: Option<Result<Message, axum::Error>>) -> Result<Option<String>, Closing> {
-        let message = received.ok_or(Closing::Gone)?.map_err(|error| closing_for(&error))?;
+    fn accept(&self, received: Result<Message, Closing>) -> Result<Option<Utf8Bytes>, Closing> {
+        let message = received?;
         self.messages.check().map_err(|_| Closing::Flooding)?;
         match message {
-            Message::Text(text) => Ok(Some(text.as_str().to_owned())),
+            Message::Text(text) => Ok(Some(text)),
             Message::Binary(_) => Err(Closing::Binary),
             Message::Close(_) => Err(Closing::Gone),
-            Message::Ping(_) | Message::Pong(_) => Ok(None),
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(None),
         }
     }
 
@@ -218,30 +234,19 @@ impl Connection {
     }
 
     async fn send(&mut self, message: &ToPeer) -> Result<(), Closing> {
-        self.send_message(Message::text(signal::encode(message))).await
+        let limit = self.server.config.timing.send;
+        in_time(limit, self.socket.send(signal::encode(message))).await
     }
 
-    async fn send_message(&mut self, message: Message) -> Result<(), Closing> {
-        match timeout(self.server.config.timing.send, self.socket.send(message)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Closing::Gone),
-            Err(_) => Err(Closing::Slow),
-        }
+    /// Sends, unless there is a reason to stop first. In a box, which an idle socket does not have: there are thousands of those.
+    fn tell<'a>(&'a mut self, stop: &'a Stop, text: String) -> BoxFuture<'a, Result<(), Closing>> {
+        let limit = self.server.config.timing.send;
+        Box::pin(or_stop(stop, in_time(limit, self.socket.send(text))))
     }
 
-    /// Says why, and reads on for a moment: a TCP reset for unread bytes would overtake the close frame.
+    /// Whoever does not answer the close in time is simply disconnected.
     async fn close(&mut self, why: Closing) {
-        let goodbye = async {
-            if why != Closing::Gone {
-                let frame = CloseFrame { code: why.code(), reason: why.reason().into() };
-                if self.socket.send(Message::Close(Some(frame))).await.is_err() {
-                    return;
-                }
-            }
-            while let Some(Ok(_)) = self.socket.recv().await {}
-        };
-        // Whoever does not answer the close in time is simply disconnected.
-        let _ = timeout(self.server.config.timing.close, goodbye).await;
+        let _ = timeout(self.server.config.timing.close, self.socket.close(why)).await;
     }
 }
 
@@ -255,12 +260,9 @@ struct Asker<'a> {
 }
 
 impl Asker<'_> {
-    async fn answers(self, text: String) -> Vec<ToPeer> {
-        let answers = match signal::decode::<ToServer>(&text) {
-            Ok(ToServer::Renew) => match self.server.renew(self.identity, self.room, None).await {
-                Ok(expires_at) => vec![ToPeer::Renewed { expires_at }],
-                Err(failure) => vec![error(failure)],
-            },
+    async fn answers(self, message: Result<ToServer, Failure>) -> Vec<ToPeer> {
+        match message {
+            Ok(ToServer::Renew) => vec![error(Failure::new(Code::PeerBusy, "the room is being renewed; wait for the answer"))],
             Ok(ToServer::DeleteRoom) => match self.server.delete_room(self.identity, self.room).await {
                 // The socket is closed with the others.
                 Ok(()) => Vec::new(),
@@ -268,20 +270,21 @@ impl Asker<'_> {
             },
             Ok(message) => self.seat.handle(message).await,
             Err(failure) => vec![error(failure)],
-        };
-        for answer in &answers {
-            if let ToPeer::Error { code, .. } = answer {
-                self.server.metrics.refused(*code);
-            }
         }
-        answers
+    }
+
+    async fn renewed(self) -> ToPeer {
+        match self.server.renew(self.identity, self.room, None).await {
+            Ok(expires_at) => ToPeer::Renewed { expires_at },
+            Err(failure) => error(failure),
+        }
     }
 }
 
-/// Waits until the message is handled; without one for ever.
-async fn handled(handling: &mut Option<BoxFuture<'_, Vec<ToPeer>>>) -> Vec<ToPeer> {
-    match handling {
-        Some(handling) => handling.await,
+/// Waits until it is done; while there is nothing to do, for ever.
+async fn ready<T>(work: &mut Option<BoxFuture<'_, T>>) -> T {
+    match work {
+        Some(work) => work.await,
         None => std::future::pending().await,
     }
 }
@@ -295,12 +298,17 @@ async fn due(timer: &mut Option<Interval>) {
 }
 
 /// Does `work`, unless there is a reason to stop first.
-async fn or_stop<T>(stopped: impl Future<Output = Closing>, work: impl Future<Output = Result<T, Closing>>) -> Result<T, Closing> {
+async fn or_stop(stop: &Stop, work: impl Future<Output = Result<(), Closing>>) -> Result<(), Closing> {
     tokio::select! {
         biased;
-        why = stopped => Err(why),
+        why = stop.stopped() => Err(why),
         done = work => done,
     }
+}
+
+/// A peer that does not take a message in time does not read.
+async fn in_time(limit: Duration, sending: impl Future<Output = Result<(), Closing>>) -> Result<(), Closing> {
+    timeout(limit, sending).await.unwrap_or(Err(Closing::Slow))
 }
 
 fn registration(message: ToServer) -> Result<Registration, Failure> {
@@ -321,19 +329,4 @@ fn proven(challenge: admission::Challenge, message: ToServer) -> Result<Applican
 
 fn error(failure: Failure) -> ToPeer {
     ToPeer::Error { code: failure.code, message: failure.message, target: None }
-}
-
-/// The close code for what the WebSocket library found wrong. Its error type is not public through axum, its text is; a test over a real
-/// socket holds this to it.
-fn closing_for(error: &axum::Error) -> Closing {
-    let text = error.to_string();
-    if text.contains("Space limit exceeded") {
-        Closing::TooLarge
-    } else if text.contains("UTF-8") {
-        Closing::NotText
-    } else if text.contains("protocol error") && !text.contains("without closing handshake") {
-        Closing::Protocol
-    } else {
-        Closing::Gone
-    }
 }

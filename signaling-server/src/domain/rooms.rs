@@ -205,7 +205,8 @@ struct Live {
 /// The connected peers of this process.
 #[derive(Default)]
 pub struct Rooms {
-    rooms: HashMap<RoomId, BTreeMap<PeerId, Live>>,
+    /// In boxes: a map's node has space for eleven values, and most rooms have two peers.
+    rooms: HashMap<RoomId, BTreeMap<PeerId, Box<Live>>>,
     sockets: HashMap<SocketId, (RoomId, PeerId)>,
     peers_per_room: usize,
 }
@@ -235,7 +236,7 @@ impl Rooms {
     /// The rooms in which `caller` is connected as `peer`.
     pub fn rooms_of(&self, peer: &PeerId, caller: &Identity) -> Vec<RoomId> {
         let is_callers = |live: &Live| live.member.owner.is(caller);
-        self.rooms.iter().filter(|(_, peers)| peers.get(peer).is_some_and(is_callers)).map(|(room, _)| room.clone()).collect()
+        self.rooms.iter().filter(|(_, peers)| peers.get(peer).is_some_and(|live| is_callers(live))).map(|(room, _)| room.clone()).collect()
     }
 
     /// A socket whose peer the room has admitted, with the number of this registration. An older socket of the same peer is closed; its
@@ -261,7 +262,7 @@ impl Rooms {
             None => peers.iter().filter(|(_, live)| live.contacts.contains(&member.peer)).map(|(peer, _)| peer.clone()).collect(),
         };
         self.sockets.insert(socket, (room.clone(), member.peer.clone()));
-        peers.insert(member.peer.clone(), Live { socket, member, session, metadata_bytes, contacts });
+        peers.insert(member.peer.clone(), Box::new(Live { socket, member, session, metadata_bytes, contacts }));
         Ok(outputs)
     }
 
@@ -406,7 +407,7 @@ impl Rooms {
 
     /// The peers of a room that match, but not `asker`.
     pub fn peers(&self, room: &RoomId, asker: Option<&PeerId>, filters: &Filters) -> Listing {
-        let others = self.rooms.get(room).into_iter().flatten().filter(|(peer, _)| Some(*peer) != asker).map(|(_, live)| live);
+        let others = self.rooms.get(room).into_iter().flatten().filter(|(peer, _)| Some(*peer) != asker).map(|(_, live)| &**live);
         let matching: Vec<&Live> = others.filter(|live| filters.role.is_none_or(|role| role == live.member.role)).collect();
         Listing::of(matching, |live| live.member.role, |live| live.metadata_bytes, info)
     }
