@@ -8,6 +8,7 @@ PYTHON="${PYTHON:-python3}"
 VENV="$ROOT/.venv"
 # Emulators and checkers that only tests call.
 TOOLS="$ROOT/.venv-tools"
+NODE_TOOLS="$ROOT/.node-tools"
 
 if [[ -t 2 && -z "${NO_COLOR-}" && "${TERM-}" != dumb ]]; then
     BOLD=$'\e[1m' RED=$'\e[31m' GREEN=$'\e[32m' YELLOW=$'\e[33m' PLAIN=$'\e[0m'
@@ -93,6 +94,28 @@ ensure_tools() {
     ensure_venv "$TOOLS" "the tests' tools in .venv-tools" -r "$ROOT/test_files/tools.txt"
 }
 
+# ensure_node_tools: emulators of AWS that run on Node.js, in .node-tools. As with ensure_venv a stamp tells that nothing has changed.
+ensure_node_tools() {
+    local stamp from="$ROOT/test_files/emulators"
+    command -v node >/dev/null && command -v npm >/dev/null || ensure_debian nodejs npm
+    stamp="$({
+        node --version
+        printf '%s\n' "$NODE_TOOLS"
+        cat "$from/package.json" "$from/package-lock.json"
+    } | sha256sum | cut -d' ' -f1)"
+    mkdir -p "$NODE_TOOLS"
+    (
+        flock 9
+        if [[ "$(cat "$NODE_TOOLS/.stamp" 2>/dev/null)" == "$stamp" ]]; then exit 0; fi
+        say "Setting up the tests' emulators in .node-tools"
+        find "$NODE_TOOLS" -mindepth 1 -delete
+        cp "$from/package.json" "$from/package-lock.json" "$NODE_TOOLS"
+        # Nothing of what is installed needs to run to be installed.
+        npm ci --prefix "$NODE_TOOLS" --ignore-scripts --no-audit --no-fund --loglevel=error >&2
+        printf '%s\n' "$stamp" >"$NODE_TOOLS/.stamp"
+    ) 9<"$NODE_TOOLS"
+}
+
 # need_rust: cargo, and the C compiler and linker that it calls.
 need_rust() {
     need_command cargo "install Rust, see https://rustup.rs"
@@ -151,4 +174,12 @@ build_link() {
     need_command cargo "see https://rustup.rs"
     (cd "$ROOT" && cargo build --quiet --locked --release --workspace --example link) >&2
     printf '%s/release/examples/link\n' "$(target_dir)"
+}
+
+# build_load: builds the signaling server and its load generator and prints their folder; for the features see build_link.
+build_load() {
+    need_rust
+    say "Building the signaling server and its load generator"
+    (cd "$ROOT" && cargo build --quiet --locked --release --workspace --bin webrtc-server --example load) >&2
+    printf '%s/release\n' "$(target_dir)"
 }

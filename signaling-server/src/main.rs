@@ -11,9 +11,10 @@ use shared::{
 use signaling_server::{
     api::{
         self,
-        cli::{Addresses, Args, Listening},
+        cli::{Addresses, Args, Command, Listening},
+        health::{self, HealthArgs},
     },
-    runtime::server::Server,
+    runtime::{config::Limits, descriptors, server::Server},
 };
 use tokio::net::TcpListener;
 
@@ -24,7 +25,20 @@ const STACK_BYTES: usize = 512 * 1024;
 const BLOCKING_THREADS: usize = 4;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let mut args = Args::parse();
+    if let Some(Command::Health(health)) = args.command.take() {
+        return match ask(args, &health) {
+            Ok(answer) => {
+                println!("{answer}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("webrtc-server: {error:#}");
+                // Docker knows 0 and 1.
+                ExitCode::FAILURE
+            }
+        };
+    }
     let started = telemetry::init("webrtc-server", args.verbose, None).map_err(anyhow::Error::from).and_then(|()| start(args));
     match started {
         Ok(()) => ExitCode::SUCCESS,
@@ -38,6 +52,7 @@ fn main() -> ExitCode {
 fn start(args: Args) -> anyhow::Result<()> {
     let json = args.json;
     let start = args.resolve()?;
+    allow_connections(&start.config.limits);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -46,21 +61,41 @@ fn start(args: Args) -> anyhow::Result<()> {
         .build()
         .context("the runtime cannot start")?;
     runtime.block_on(async {
-        let (listeners, listening) = bind(start.addresses).await?;
+        let (listeners, listening) = bind(start.addresses, start.config.tls.is_some()).await?;
         let shutdown = Shutdown::new();
         shutdown.listen_for_signals()?;
         let data_dir = start.config.data_dir.clone();
         let server = Server::open(start.config, shutdown.token.clone()).await?;
         // stdout is for data; whoever started us may wait for this line.
         println!("{}", if json { listening.to_json() } else { listening.to_string() });
-        tracing::info!(http = %listening.http, ws = %listening.ws, ?data_dir, "listening");
+        tracing::info!(http = %listening.http, ws = %listening.ws, tls = listening.tls, ?data_dir, "listening");
         api::serve(server, listeners, shutdown).await;
         tracing::info!("stopped");
         Ok(())
     })
 }
 
-async fn bind(addresses: Addresses) -> anyhow::Result<(Vec<TcpListener>, Listening)> {
+/// Asks a running server how it is.
+fn ask(args: Args, health: &HealthArgs) -> anyhow::Result<String> {
+    let start = args.resolve()?;
+    let target = health.target(start.addresses.http(), start.config.tls.is_some())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime cannot start")?;
+    Ok(runtime.block_on(health::ask(&target))?)
+}
+
+/// As many open files as the system allows; without them the server works, for fewer peers.
+fn allow_connections(limits: &Limits) {
+    match descriptors::raise() {
+        Ok(files) => {
+            if let Some(warning) = descriptors::too_few(files, limits) {
+                tracing::warn!("{warning}");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
+}
+
+async fn bind(addresses: Addresses, tls: bool) -> anyhow::Result<(Vec<TcpListener>, Listening)> {
     let listen = async |address| {
         let failure = |error| Failure::new(Code::Unavailable, format!("cannot listen on {address}: {error}; choose another address"));
         TcpListener::bind(address).await.map_err(failure)
@@ -69,11 +104,11 @@ async fn bind(addresses: Addresses) -> anyhow::Result<(Vec<TcpListener>, Listeni
         Addresses::One(address) => {
             let one = listen(address).await?;
             let bound = one.local_addr()?;
-            (vec![one], Listening { http: bound, ws: bound })
+            (vec![one], Listening { http: bound, ws: bound, tls })
         }
         Addresses::Two { http, ws } => {
             let (http, ws) = (listen(http).await?, listen(ws).await?);
-            let listening = Listening { http: http.local_addr()?, ws: ws.local_addr()? };
+            let listening = Listening { http: http.local_addr()?, ws: ws.local_addr()?, tls };
             (vec![http, ws], listening)
         }
     })

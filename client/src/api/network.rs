@@ -54,7 +54,7 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "ADDR", value_parser = parse_bind, global = true, help_heading = "Network")]
     pub bind: Vec<SocketAddr>,
 
-    /// Certificates (PEM) to trust in a TURN server over TLS, besides the system's
+    /// Certificates (PEM) to trust in the signaling server (https) and in TURN servers over TLS, besides the system's
     #[arg(long, env = "WEBRTC_CA_FILE", value_name = "FILE", value_parser = OsStringValueParser::new().map(PathBuf::from), global = true, help_heading = "Network")]
     pub ca_file: Option<PathBuf>,
 }

@@ -18,7 +18,7 @@ use shared::{
         id::{PeerId, hex},
         invite::Invite,
         message::WorkerInfo,
-        signal::{PeerInfo, Role, SignIn, ToPeer},
+        signal::{PeerInfo, Role, ToPeer},
     },
     runtime::{
         identity::Identity,
@@ -103,7 +103,7 @@ impl Connector {
     /// For what every command needs.
     pub(super) fn new(remote: &Remote) -> Result<Self, Failure> {
         let invite = remote.invite.clone();
-        let api = Arc::new(Api::new(&invite.server)?);
+        let api = Arc::new(Api::trusting(&invite.server, remote.network.ca_file.as_deref())?.with_tokens_in(&remote.config_dir));
         let identity = Arc::new(Identity::load_or_create(&remote.config_dir.join("identity.json"))?);
         let me = format!("client-{}", hex(&seal::random::<8>()?)).parse()?;
         let options = PeerOptions { server_ice: Some(api.ice_servers()), ..PeerOptions::new(&remote.network, api.is_loopback())? };
@@ -342,8 +342,7 @@ impl Connector {
     }
 
     async fn register(&mut self) -> Result<(Signal, Vec<PeerInfo>), Failure> {
-        let sign_in = self.api.sign_in().await?;
-        let mut signal = self.start(Some(sign_in));
+        let mut signal = self.start();
         loop {
             match signal.events.recv().await {
                 Some(SignalEvent::Registered { peers, .. }) => return Ok((signal, peers)),
@@ -375,7 +374,7 @@ impl Connector {
         Ok(())
     }
 
-    fn start(&self, sign_in: Option<SignIn>) -> Signal {
+    fn start(&self) -> Signal {
         let registration = Registration {
             room: self.invite.room.clone(),
             token: self.invite.token.clone(),
@@ -384,7 +383,7 @@ impl Connector {
             metadata: Default::default(),
         };
         let stop = CancellationToken::new();
-        let (sender, events) = connect(self.api.clone(), registration, self.identity.clone(), sign_in, stop.clone());
+        let (sender, events) = connect(self.api.clone(), registration, self.identity.clone(), stop.clone());
         Signal { sender, events, registered: true, _stop: stop.drop_guard() }
     }
 

@@ -63,7 +63,7 @@ async fn look(
     told: &mpsc::Sender<&'static str>,
 ) -> Result<(), Failure> {
     let Some(remote) = remote else {
-        let api = server.as_deref().map(Api::new).transpose()?;
+        let api = server.as_deref().map(|server| Api::trusting(server, network.ca_file.as_deref())).transpose()?;
         seen.server = api.as_ref().map(|api| api.server().to_owned());
         let _ = told.try_send("looking at this side");
         let here = api.as_ref().is_some_and(Api::is_loopback);

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rcgen::{BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::Value;
 use shared::domain::{manifest::Hash, message::HELD};
 use tempfile::TempDir;
@@ -31,6 +32,8 @@ pub(crate) struct Lab {
     server_side: Side,
     hold: u64,
     turn: Option<Arc<File>>,
+    /// Whether the server speaks TLS, with a certificate of the lab's own CA.
+    secure: bool,
 }
 
 /// A program that can be started again with the same folders.
@@ -54,7 +57,7 @@ impl Lab {
         static LABS: AtomicU32 = AtomicU32::new(1);
         let (process, lab) = (std::process::id(), LABS.fetch_add(1, Ordering::Relaxed));
         let address = format!("127.{}.{}.{}", 1 + process / 250 % 250, 1 + process % 250, lab);
-        Lab { folder: tempfile::tempdir().unwrap(), address, cable: None, server_side: Side::Worker, hold: HELD, turn: None }
+        Lab { folder: tempfile::tempdir().unwrap(), address, cable: None, server_side: Side::Worker, hold: HELD, turn: None, secure: false }
     }
 
     /// A lab that moves many bytes: one at a time, whatever runs the tests.
@@ -83,6 +86,21 @@ impl Lab {
         lab
     }
 
+    /// The server speaks TLS, with a certificate that everybody trusts who is told the lab's own CA.
+    pub(crate) fn secure(mut self) -> Self {
+        let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().unwrap()).unwrap();
+        let authority: &Certificate = ca.as_ref();
+        let key = KeyPair::generate().unwrap();
+        let cert = CertificateParams::new([self.address.clone()]).unwrap().signed_by(&key, &ca).unwrap();
+        for (name, text) in [("ca.pem", authority.pem()), ("cert.pem", cert.pem()), ("key.pem", key.serialize_pem())] {
+            std::fs::write(self.path(name), text).unwrap();
+        }
+        self.secure = true;
+        self
+    }
+
     /// Workers hold a session without a link for so many seconds.
     pub(crate) fn hold(mut self, seconds: u64) -> Self {
         self.hold = seconds;
@@ -98,9 +116,13 @@ impl Lab {
     pub(crate) fn server(&self) -> Restartable {
         let (address, data) = (self.server_address(), self.path("server"));
         let base = self.base(self.server_side, "webrtc-server", "server-home");
+        let tls = self.secure.then(|| (self.path("cert.pem"), self.path("key.pem")));
         self.restartable("server", "listening", move || {
             let mut command = base();
             command.args(["--json", "--listen", &address, "--data-dir"]).arg(&data);
+            if let Some((cert, key)) = &tls {
+                command.arg("--tls-cert").arg(cert).arg("--tls-key").arg(key);
+            }
             command
         })
     }
@@ -110,18 +132,35 @@ impl Lab {
         format!("{}:8001", self.address)
     }
 
+    /// The exit code of `webrtc-worker health`.
+    pub(crate) fn probe(&self, more: &[&str]) -> i32 {
+        let mut command = self.base(Side::Worker, "webrtc-worker", "worker-home")();
+        command.args(["health", "--json", "--data-dir"]).arg(self.worker_data()).args(more);
+        Program::start(command, &self.path("probe.log")).exit_code()
+    }
+
+    fn server_url(&self) -> String {
+        format!("http{}://{}", if self.secure { "s" } else { "" }, self.server_address())
+    }
+
     /// A worker whose trainer is one of test_files, by its path there.
     pub(crate) fn worker(&self, trainer: &str) -> Restartable {
+        self.worker_with(trainer, &[])
+    }
+
+    /// A worker with more options.
+    pub(crate) fn worker_with(&self, trainer: &str, more: &[&str]) -> Restartable {
         let config = self.path("worker.toml");
         let words = [python(), test_files().join(trainer)].map(|path| path.to_str().unwrap().to_owned());
         let (words, hold) = (serde_json::to_string(&words).unwrap(), self.hold);
         std::fs::write(&config, format!("[worker]\nsleap_nn = {words}\nhold = {hold}\n")).unwrap();
-        let (server, data, invite) = (format!("http://{}:8001", self.address), self.worker_data(), self.path("invite"));
+        let (server, data, invite) = (self.server_url(), self.worker_data(), self.path("invite"));
+        let more: Vec<String> = more.iter().map(|&arg| arg.to_owned()).collect();
         let base = self.base(Side::Worker, "webrtc-worker", "worker-home");
         let worker = self.restartable("worker", "invite", move || {
             let mut command = base();
             command.args(["--json", "--name", "demo", "--server", &server, "--data-dir"]).arg(&data);
-            command.arg("--config").arg(&config).arg("--invite-file").arg(&invite);
+            command.arg("--config").arg(&config).arg("--invite-file").arg(&invite).args(&more);
             command
         });
         let watch = worker.all("invite")[0]["watch"].as_str().unwrap().to_owned();
@@ -199,6 +238,7 @@ impl Lab {
         let (program, home) = (binary(program), self.path(home));
         std::fs::create_dir_all(&home).unwrap();
         let entrance = self.cable.as_ref().map(|cable| cable.entrance(side));
+        let ca_file = self.secure.then(|| self.path("ca.pem"));
         move || {
             let mut command = match &entrance {
                 Some(entrance) => {
@@ -213,6 +253,7 @@ impl Lab {
             for name in ["XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"] {
                 command.env(name, home.join(name));
             }
+            command.envs(ca_file.iter().map(|path| ("WEBRTC_CA_FILE", path)));
             command.env(
                 "WEBRTC_LOG",
                 std::env::var_os("WEBRTC_LOG").unwrap_or_else(|| "error,client=info,worker=info,shared=info,signaling_server=info".into()),

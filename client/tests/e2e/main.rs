@@ -2,7 +2,7 @@
 //!
 //! * `lab`: a server, a worker and clients with folders of their own; `program`: one of them, its events and its end
 //! * `package`: what is submitted; `cable`: two network namespaces and the link between them; `wire`: a way to the server that can be cut
-//! * the tests: `trainings`, `checkpoints`, `uploads`, `commands`, `queue`, `leaving`, `places`, `path`, `plan`, `several_servers`
+//! * the tests: `trainings`, `checkpoints`, `uploads`, `commands`, `queue`, `leaving`, `places`, `path`, `plan`, `several_servers`, `staying`
 //!
 //! Trainers are Python: `WEBRTC_TEST_PYTHON` names an interpreter with test_files/requirements.txt, otherwise it is `.venv`'s.
 
@@ -22,6 +22,7 @@ mod plan;
 mod program;
 mod queue;
 mod several_servers;
+mod staying;
 mod trainings;
 mod uploads;
 mod wire;

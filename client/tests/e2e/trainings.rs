@@ -24,6 +24,24 @@ fn one_submits_and_another_watches_to_the_end() {
 }
 
 #[test]
+fn over_tls_with_a_ca_of_our_own_a_job_runs_and_everybody_comes_back_to_a_restarted_server() {
+    let lab = Lab::new().secure();
+    let (mut server, worker) = lab.open();
+    assert!(worker.all("invite")[0]["invite"].is_string());
+    server.kill9();
+    server.start_again();
+    let mut client = lab.train(&lab.package("steady", &Steady::default()), &[]);
+    assert_eq!(client.exit_code(), 0);
+    client.whole_journal();
+    lab.assert_models_are_those_of(&lab.job(client.all("finished")[0]));
+    // Without the CA nobody is fooled, and told what to do.
+    let mut doctor = lab.client(&["doctor", "--ca-file", ""]);
+    assert_eq!(doctor.exit_code(), 11);
+    let report = serde_json::to_string(&doctor.events).unwrap();
+    assert!(report.contains("UnknownIssuer") || report.contains("untrusted"), "{report}");
+}
+
+#[test]
 fn an_agent_killed_three_times_is_not_noticed_by_the_trainer() {
     let lab = Lab::new();
     let (_server, mut worker) = lab.open();

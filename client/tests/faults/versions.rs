@@ -8,7 +8,7 @@ use shared::{
         id::{PeerId, Secret},
         invite::{Grant, Invite},
         message::{HELD, Hello, PROTOCOL, ToClient, ToWorker, Welcome, WorkerInfo},
-        signal::{CreateRoom, Role, SignIn},
+        signal::{CreateRoom, Role},
     },
     runtime::{
         identity::Identity,
@@ -30,12 +30,12 @@ fn loopback() -> PeerOptions {
 }
 
 /// A peer in the invite's room that speaks for itself.
-async fn register(invite: &Invite, peer: &PeerId, role: Role, identity: Arc<Identity>, sign_in: Option<SignIn>) -> Seat {
+async fn register(invite: &Invite, peer: &PeerId, role: Role, identity: Arc<Identity>) -> Seat {
     let (room, token) = (invite.room.clone(), invite.token.clone());
     let registration = Registration { room, token, peer: peer.clone(), role, metadata: Default::default() };
     let stop = CancellationToken::new();
     let api = Arc::new(Api::new(&invite.server).unwrap());
-    let (sender, mut events) = connect(api, registration, identity, sign_in, stop.clone());
+    let (sender, mut events) = connect(api, registration, identity, stop.clone());
     assert!(matches!(events.recv().await, Some(SignalEvent::Registered { .. })));
     Seat { sender, events, _stop: stop.drop_guard() }
 }
@@ -50,7 +50,7 @@ struct Seat {
 async fn a_client_of_another_version_is_told_both_versions() {
     let stack = Plan::new(Trainer::Missing).start();
     let (invite, me, identity) = (stack.invite(), "client-old".parse().unwrap(), Arc::new(Identity::generate().unwrap()));
-    let mut seat = register(&invite, &me, Role::Client, identity.clone(), None).await;
+    let mut seat = register(&invite, &me, Role::Client, identity.clone()).await;
     let dialed = dial(&invite, &me, &identity, &loopback(), Patience::default(), &seat.sender, &mut seat.events).await;
     let (mut link, _way) = dialed.unwrap();
     let hello = Hello { protocol: OTHER, version: "9.9.9".into(), session: "s".parse().unwrap() };
@@ -87,9 +87,8 @@ impl FutureWorker {
     async fn open(server: &str) -> Self {
         let api = Api::new(server).unwrap();
         let (identity, peer) = (Arc::new(Identity::generate().unwrap()), "worker-new".parse::<PeerId>().unwrap());
-        let sign_in = api.sign_in().await.unwrap();
         let request = CreateRoom { ttl_seconds: None, public_key: Some(identity.signing_public()) };
-        let created = api.create_room(&sign_in.id_token, &request).await.unwrap();
+        let created = api.create_room(&request).await.unwrap();
         let secret = Secret::new([5; 32]);
         let invite = Invite {
             server: server.to_owned(),
@@ -101,7 +100,7 @@ impl FutureWorker {
             worker_key: *identity.public(),
             room_key: seal::room_key(&secret),
         };
-        let seat = register(&invite, &peer, Role::Worker, identity.clone(), Some(sign_in)).await;
+        let seat = register(&invite, &peer, Role::Worker, identity.clone()).await;
         let (link_tx, links) = mpsc::channel(1);
         let answerer = Answerer::new(invite.room.clone(), peer, secret, identity, seat.sender.clone(), link_tx);
         FutureWorker { invite, seat, answerer, links }

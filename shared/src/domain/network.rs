@@ -58,7 +58,7 @@ pub struct Network {
     pub interfaces: Interfaces,
     /// Local addresses to use instead of the interfaces'.
     pub bind: Vec<SocketAddr>,
-    /// Certificates (PEM) to trust in a TURN server, besides the system's.
+    /// Certificates (PEM) to trust in the signaling server and in TURN servers, besides the system's.
     pub ca_file: Option<PathBuf>,
 }
 

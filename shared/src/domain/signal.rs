@@ -5,7 +5,7 @@
 //! `from_peer_id` itself, from the socket.
 //!
 //! * `register` → (`challenge` → `prove`, where a public key was given) → `registered_auth`
-//! * `discover_peers` → `peer_list`; `update_metadata` → `metadata_updated`; `renew` → `renewed`
+//! * `discover_peers` → `peer_list`; `update_metadata` → `metadata_updated`; `renew` → `renewed`; `delete_room` → every socket is closed
 //! * `offer`, `answer`, `candidate`, `peer_message` → the same to the target, or `error`
 //! * `ice_servers` from time to time, before credentials in the last ones expire
 //! * `peer_left` when a peer that had exchanged messages with this one goes
@@ -106,6 +106,8 @@ pub enum ToServer {
     },
     /// Extends the room's life; for its owner.
     Renew,
+    /// Deletes the room: it admits nobody any more, and every socket in it is closed; for its owner.
+    DeleteRoom,
     /// Something newer.
     #[serde(other)]
     Unknown,

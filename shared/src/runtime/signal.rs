@@ -1,6 +1,6 @@
 //! The peers' side of the signaling server: its REST calls, and one WebSocket that comes back after every break.
 //!
-//! * [`Api`]: anonymous sign-in, room creation
+//! * [`Api`]: anonymous sign-in, no more often than needed; room creation
 //! * [`Api::ice_servers`]: the STUN and TURN servers that it names, renewed as long as a socket is registered
 //! * [`Api::health`], [`Api::greet`]: what doctor asks
 //! * [`connect`]: a task that registers, relays both ways, and reconnects with full jitter; it gives up only when the server
@@ -14,9 +14,11 @@
 //! same moment. A way to the server that broke somewhere else is each peer's own: the first try follows at once.
 
 mod health;
+mod token;
 
 use std::{
     net::IpAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,24 +30,25 @@ use futures_util::{SinkExt, StreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     net::{TcpStream, lookup_host},
-    sync::{Notify, mpsc, watch},
+    sync::{Mutex, Notify, mpsc, watch},
     time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout},
 };
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream,
+    Connector, MaybeTlsStream, WebSocketStream,
     tungstenite::{self, Message, protocol::WebSocketConfig},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{identity::Identity, network_changes::is_ours, seal};
+use super::{identity::Identity, network_changes::is_ours, peer::turn::Trust, seal};
 use crate::domain::{
-    backoff::Backoff,
+    backoff::{Backoff, FIRST_WAIT, LONGEST_WAIT},
     error::{Code, Envelope, Failure},
     id::{PeerId, RoomId, Secret},
-    signal::{self, CreateRoom, CreatedRoom, IceServer, MAX_MESSAGE, Metadata, PeerInfo, Role, SignIn, ToPeer, ToServer},
+    signal::{self, CreateRoom, CreatedRoom, IceServer, MAX_MESSAGE, Metadata, PeerInfo, Role, ToPeer, ToServer},
 };
 
 pub use self::health::Health;
+use self::token::{IdToken, Tokens};
 
 const HTTP_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -59,14 +62,9 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(5);
 /// The same where there is reason to doubt the way to it.
 const URGENT_ANSWER: Duration = Duration::from_secs(3);
-/// The longest first wait of a peer whose connection the server has ended, and the longest of all.
-const FIRST_WAIT: Duration = Duration::from_secs(8);
-const LONGEST_WAIT: Duration = Duration::from_secs(13);
 /// The longest wait while somebody needs the server, and the time between the beginnings of two tries then, at least.
 const URGENT_WAIT: Duration = Duration::from_secs(2);
 const URGENT_PAUSE: Duration = Duration::from_secs(1);
-/// A token is replaced when less than this is left of it.
-const TOKEN_RESERVE: Duration = Duration::from_secs(60);
 const QUEUE: usize = 64;
 
 /// The server's REST side.
@@ -74,25 +72,58 @@ pub struct Api {
     http: reqwest::Client,
     server: String,
     ice_servers: watch::Sender<Vec<IceServer>>,
+    trust: Trust,
+    /// How a WebSocket is secured.
+    connector: Connector,
+    /// Locked while signing in, so that all who need a token wait for the same one.
+    tokens: Mutex<Tokens>,
 }
 
 impl Api {
-    /// For the server at this base URL.
+    /// For the server at this base URL; with `https`, the system's certificates decide whom to trust.
     ///
     /// # Errors
     /// [`Code::InvalidRequest`] when it is not an `http(s)://` URL.
     pub fn new(server: &str) -> Result<Self, Failure> {
+        Self::trusting(server, None)
+    }
+
+    /// For the server at this base URL; the certificates in the file (PEM) are trusted, too.
+    ///
+    /// # Errors
+    /// [`Code::InvalidRequest`] when it is not an `http(s)://` URL, [`Code::BadFile`] for certificates that cannot be read.
+    pub fn trusting(server: &str, ca_file: Option<&Path>) -> Result<Self, Failure> {
         let server = server.trim_end_matches('/').to_owned();
         let parsed = reqwest::Url::parse(&server).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-        if parsed.is_none() {
+        let Some(url) = parsed else {
             return Err(Failure::new(
                 Code::InvalidRequest,
                 format!("'{server}' is not the URL of a server: it must look like http://HOST:8001 or https://HOST"),
             ));
-        }
-        let http = reqwest::Client::builder().timeout(HTTP_TIMEOUT).connect_timeout(CONNECT_TIMEOUT).build();
-        let http = http.map_err(|error| Failure::new(Code::Internal, format!("no HTTP client can be made: {error}")))?;
-        Ok(Api { http, server, ice_servers: watch::Sender::new(Vec::new()) })
+        };
+        let trust = Trust::with(ca_file)?;
+        let mut http = reqwest::Client::builder().timeout(HTTP_TIMEOUT).connect_timeout(CONNECT_TIMEOUT);
+        let connector = if url.scheme() == "https" {
+            let config = trust.config().map_err(|why| Failure::new(Code::Internal, format!("TLS cannot be used: {why}")))?;
+            http = http.tls_backend_preconfigured(config.as_ref().clone());
+            Connector::Rustls(config)
+        } else {
+            Connector::Plain
+        };
+        let http = http.build().map_err(|error| Failure::new(Code::Internal, format!("no HTTP client can be made: {error}")))?;
+        let tokens = Mutex::new(Tokens::new(&server));
+        Ok(Api { http, server, ice_servers: watch::Sender::new(Vec::new()), trust, connector, tokens })
+    }
+
+    /// Keeps the id token in this folder, so that the next run uses it until it expires.
+    pub fn with_tokens_in(mut self, dir: &Path) -> Self {
+        self.tokens.get_mut().keep_in(dir);
+        self
+    }
+
+    /// Whom it trusts as a server over TLS.
+    pub(super) fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// The server's base URL, without a slash at its end.
@@ -112,20 +143,38 @@ impl Api {
         self.ice_servers.subscribe()
     }
 
-    /// Becomes an anonymous user.
-    ///
-    /// # Errors
-    /// What the server says, or [`Code::NoConnection`].
-    pub async fn sign_in(&self) -> Result<SignIn, Failure> {
-        self.post("/anonymous-signin", None, &serde_json::json!({})).await
-    }
-
     /// Opens a room that this user owns.
     ///
     /// # Errors
     /// What the server says, or [`Code::NoConnection`].
-    pub async fn create_room(&self, id_token: &Secret<String>, request: &CreateRoom) -> Result<CreatedRoom, Failure> {
-        self.post("/create-room", Some(id_token), request).await
+    pub async fn create_room(&self, request: &CreateRoom) -> Result<CreatedRoom, Failure> {
+        let token = self.id_token().await?;
+        match self.post("/create-room", Some(&token.text), request).await {
+            Err(failure) if self.has_outlived_itself(&token, &failure).await => {
+                self.post("/create-room", Some(&self.id_token().await?.text), request).await
+            }
+            created => created,
+        }
+    }
+
+    /// The token of this user; becomes an anonymous user when there is none that is still good.
+    async fn id_token(&self) -> Result<IdToken, Failure> {
+        let mut tokens = self.tokens.lock().await;
+        if let Some(token) = tokens.usable() {
+            return Ok(token);
+        }
+        let sign_in = self.post("/anonymous-signin", None, &serde_json::json!({})).await?;
+        Ok(tokens.remember(sign_in))
+    }
+
+    /// Forgets a token that was refused. Whether it had been good before (the server has other keys now, or another clock), so that a new one is
+    /// worth a try at once.
+    async fn has_outlived_itself(&self, token: &IdToken, failure: &Failure) -> bool {
+        if failure.code != Code::Unauthorized {
+            return false;
+        }
+        self.tokens.lock().await.forget(token);
+        token.reused
     }
 
     async fn post<T: DeserializeOwned>(&self, path: &str, bearer: Option<&Secret<String>>, body: &impl Serialize) -> Result<T, Failure> {
@@ -147,13 +196,8 @@ impl Api {
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
         let cause = root_cause(error);
-        Failure::new(
-            Code::NoConnection,
-            format!(
-                "the signaling server {} cannot be reached: {cause}. Check the address, and that webrtc-server runs there",
-                self.server
-            ),
-        )
+        let advice = advice(&cause).unwrap_or("Check the address, and that webrtc-server runs there");
+        Failure::new(Code::NoConnection, format!("the signaling server {} cannot be reached: {cause}. {advice}", self.server))
     }
 
     fn strange(&self, status: u16) -> Failure {
@@ -167,6 +211,14 @@ impl Api {
         // http → ws, https → wss: the same router answers on both of the server's ports.
         format!("ws{}/", self.server.strip_prefix("http").unwrap_or(&self.server))
     }
+}
+
+/// What helps where the server's certificate is the cause.
+fn advice(cause: &str) -> Option<&'static str> {
+    // reqwest and tungstenite hide rustls's error; its text begins so.
+    cause
+        .contains("invalid peer certificate")
+        .then_some("If the server's certificate is from a CA of your own, name the CA's with --ca-file")
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {
@@ -256,35 +308,21 @@ impl SignalSender {
     }
 }
 
-/// Starts the task that keeps a peer registered until `stop`. `id_token` is used first; later ones are fetched as needed.
+/// Starts the task that keeps a peer registered until `stop`.
 pub fn connect(
     api: Arc<Api>,
     registration: Registration,
     identity: Arc<Identity>,
-    id_token: Option<SignIn>,
     stop: CancellationToken,
 ) -> (SignalSender, mpsc::Receiver<SignalEvent>) {
     let (message_tx, outgoing) = mpsc::channel(QUEUE);
     let (events, event_rx) = mpsc::channel(QUEUE);
-    let token = id_token.map(CachedToken::new);
     let urge = Arc::<Urge>::default();
-    let task = Task { api, registration, identity, token, outgoing, events, urge: urge.clone() };
+    let task = Task { api, registration, identity, outgoing, events, urge: urge.clone() };
     tokio::spawn(async move {
         stop.run_until_cancelled(Box::pin(task.run())).await;
     });
     (SignalSender { queue: message_tx, urge }, event_rx)
-}
-
-struct CachedToken {
-    token: Secret<String>,
-    until: Instant,
-}
-
-impl CachedToken {
-    fn new(sign_in: SignIn) -> Self {
-        let life = Duration::from_secs(sign_in.expires_in).saturating_sub(TOKEN_RESERVE);
-        CachedToken { token: sign_in.id_token, until: Instant::now() + life }
-    }
 }
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
@@ -293,7 +331,6 @@ struct Task {
     api: Arc<Api>,
     registration: Registration,
     identity: Arc<Identity>,
-    token: Option<CachedToken>,
     outgoing: mpsc::Receiver<ToServer>,
     events: mpsc::Sender<SignalEvent>,
     urge: Arc<Urge>,
@@ -340,22 +377,7 @@ impl Task {
 
     /// One socket, from connecting to its loss.
     async fn session(&mut self, backoff: &mut Backoff) -> Result<Ended, Failure> {
-        let id_token = self.id_token().await?;
-        let urged = async {
-            sleep(STALE).await;
-            self.urge.now.notified().await;
-        };
-        let mut socket = tokio::select! {
-            socket = self.open() => socket?,
-            () = urged => return Err(self.unreachable("no answer so far; trying anew")),
-        };
-        let registered = match self.register(&mut socket, id_token).await {
-            Err(failure) if failure.code == Code::Unauthorized && self.token.take().is_some_and(|token| token.until > Instant::now()) => {
-                // The token was refused before its time: once more with a new one.
-                return Err(Failure::new(Code::Unavailable, failure.message));
-            }
-            other => other?,
-        };
+        let (mut socket, registered) = self.enter().await?;
         backoff.reset();
         self.urge.lasting.store(false, Ordering::Relaxed);
         if self.events.send(registered).await.is_err() {
@@ -364,14 +386,29 @@ impl Task {
         Ok(self.relay(&mut socket).await)
     }
 
-    async fn id_token(&mut self) -> Result<Secret<String>, Failure> {
-        if let Some(token) = self.token.as_ref().filter(|token| token.until > Instant::now()) {
-            return Ok(token.token.clone());
+    /// A socket that is registered: with the token of last time, or, when the server does not know that any more, with a new one.
+    async fn enter(&mut self) -> Result<(Socket, SignalEvent), Failure> {
+        let token = self.api.id_token().await?;
+        match self.enter_with(&token).await {
+            Err(failure) if self.api.has_outlived_itself(&token, &failure).await => {
+                let token = self.api.id_token().await?;
+                self.enter_with(&token).await.map_err(may_pass)
+            }
+            entered => entered.map_err(may_pass),
         }
-        let token = CachedToken::new(self.api.sign_in().await?);
-        let text = token.token.clone();
-        self.token = Some(token);
-        Ok(text)
+    }
+
+    async fn enter_with(&mut self, token: &IdToken) -> Result<(Socket, SignalEvent), Failure> {
+        let urged = async {
+            sleep(STALE).await;
+            self.urge.now.notified().await;
+        };
+        let mut socket = tokio::select! {
+            socket = self.open() => socket?,
+            () = urged => return Err(self.unreachable("no answer so far; trying anew")),
+        };
+        let registered = self.register(&mut socket, token.text.clone()).await?;
+        Ok((socket, registered))
     }
 
     async fn open(&self) -> Result<Socket, Failure> {
@@ -383,13 +420,16 @@ impl Task {
         // The server does not need it; a load balancer before several can send the peers of one room to the same.
         let url = format!("{}?room={}", self.api.websocket_url(), self.registration.room);
         let stream = self.reach(&url).await?;
-        let opening = tokio_tungstenite::client_async_tls_with_config(url, stream, Some(config), None);
+        let opening = tokio_tungstenite::client_async_tls_with_config(url, stream, Some(config), Some(self.api.connector.clone()));
         match timeout(CONNECT_TIMEOUT, opening).await {
             Ok(Ok((socket, _))) => Ok(socket),
             Ok(Err(tungstenite::Error::Http(response))) => {
                 Err(self.unreachable(&format!("it answered HTTP {}", response.status().as_u16())))
             }
-            Ok(Err(error)) => Err(self.unreachable(&root_cause(&error))),
+            Ok(Err(error)) => {
+                let cause = root_cause(&error);
+                Err(self.unreachable(&advice(&cause).map_or_else(|| cause.clone(), |advice| format!("{cause}. {advice}"))))
+            }
             Err(_) => Err(self.unreachable("no answer in time")),
         }
     }
@@ -532,6 +572,11 @@ fn local_address(socket: &Socket) -> Option<IpAddr> {
     socket.get_ref().get_ref().local_addr().ok().map(|address| address.ip())
 }
 
+/// A server that refuses a token which it has given out just now is in trouble, and not for ever.
+fn may_pass(failure: Failure) -> Failure {
+    if failure.code == Code::Unauthorized { Failure::new(Code::Unavailable, failure.message) } else { failure }
+}
+
 /// Whether trying the same again is pointless.
 fn is_final(code: Code) -> bool {
     matches!(
@@ -586,7 +631,7 @@ fn broke(why: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::peer::PeerOptions;
+    use crate::{domain::signal::SignIn, runtime::peer::PeerOptions};
 
     #[test]
     fn a_wrong_url_is_refused_with_the_right_form() {
@@ -626,7 +671,10 @@ mod tests {
     #[tokio::test]
     async fn each_new_connection_takes_the_newest_turn_credentials() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let api = Arc::new(Api::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap());
+        let mut api = Api::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let sign_in = SignIn { id_token: Secret::new("j".to_owned()), username: "u".to_owned(), expires_in: 600 };
+        api.tokens.get_mut().remember(sign_in);
+        let api = Arc::new(api);
         let server = tokio::spawn(async move { renewing_server(listener).await.unwrap() });
         let options = PeerOptions { server_ice: Some(api.ice_servers()), ..PeerOptions::default() };
         let fixed = PeerOptions { ice_servers: turn("mine"), ..options.clone() };
@@ -636,9 +684,8 @@ mod tests {
         let identity = Arc::new(Identity::load_or_create(&dir.path().join("identity.json")).unwrap());
         let (room, peer) = ("r".parse().unwrap(), "p".parse().unwrap());
         let registration = Registration { room, token: Secret::new("t".to_owned()), peer, role: Role::Client, metadata: Metadata::new() };
-        let sign_in = SignIn { id_token: Secret::new("j".to_owned()), username: "u".to_owned(), expires_in: 600 };
         let stop = CancellationToken::new();
-        let (_sender, mut events) = connect(api, registration, identity, Some(sign_in), stop.clone());
+        let (_sender, mut events) = connect(api, registration, identity, stop.clone());
         let registered = events.recv().await.unwrap();
         assert!(matches!(registered, SignalEvent::Registered { ice_servers, .. } if ice_servers == turn("600:p")));
         // The renewal came before this one, and is nobody's event.
@@ -687,7 +734,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let failure = Api::new(&url).unwrap().sign_in().await.unwrap_err();
+        let failure = Api::new(&url).unwrap().create_room(&CreateRoom::default()).await.unwrap_err();
         assert!(failure.code == Code::NoConnection && failure.message.contains(&url), "{failure}");
     }
 }

@@ -1,13 +1,8 @@
 //! The command line of `webrtc-server`: flags, then environment, then `webrtc-connect.toml`, then defaults, decided once.
 
-use std::{
-    convert::Infallible,
-    fmt,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-};
+use std::{convert::Infallible, fmt, net::SocketAddr, path::PathBuf};
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 use shared::{
     domain::{
@@ -18,14 +13,17 @@ use shared::{
     runtime::config,
 };
 
+use super::health::HealthArgs;
 use crate::{
     domain::{
         grant,
+        proxies::Proxy,
         turn_credentials::{self, TurnUrl},
     },
     runtime::{
         config::{Config, Limits},
         relay::NatsConfig,
+        tls::TlsFiles,
         turn_credentials::TurnConfig,
     },
 };
@@ -36,6 +34,8 @@ const WS: &str = "0.0.0.0:8080";
 const EXAMPLES: &str = r#"Examples:
   webrtc-server --ice-servers '[{"urls": "stun:stun.example.org:3478"}]'
       for a lab, on ports 8001 and 8080
+  webrtc-server --listen 0.0.0.0:443 --tls-cert fullchain.pem --tls-key privkey.pem
+      on the internet, with a certificate of its own; peers use https://HOST
   webrtc-server --listen 127.0.0.1:8001 --trusted-proxy 127.0.0.1
       behind a reverse proxy that adds TLS
   webrtc-server --turn-urls turn:turn.example.org:3478 --turn-secret-file turn-secret
@@ -48,6 +48,9 @@ const EXAMPLES: &str = r#"Examples:
 #[derive(Debug, Parser)]
 #[command(name = "webrtc-server", version, after_help = EXAMPLES)]
 pub struct Args {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Where REST is served (the WebSocket is served here, too) [default: 0.0.0.0:8001]
     #[arg(long, env = "WEBRTC_SERVER_HTTP", value_name = "ADDRESS")]
     http: Option<SocketAddr>,
@@ -95,9 +98,16 @@ pub struct Args {
     /// Sign-ins from one address in a minute [default: 30]
     #[arg(long, env = "WEBRTC_SERVER_SIGN_INS_PER_MINUTE", value_name = "COUNT", help_heading = "Limits")]
     sign_ins_per_minute: Option<u32>,
-    /// A reverse proxy whose X-Forwarded-For is believed (repeatable)
+    /// A reverse proxy whose X-Forwarded-For is believed: its address, or a network such as 10.0.0.0/8 (repeatable)
     #[arg(long = "trusted-proxy", env = "WEBRTC_SERVER_TRUSTED_PROXIES", value_name = "IP", value_delimiter = ',')]
-    trusted_proxies: Vec<IpAddr>,
+    trusted_proxies: Vec<Proxy>,
+    /// Speak TLS (https, wss) on all ports, with this certificate and those between it and the root (PEM). It is read again when the file
+    /// changes, and at SIGHUP
+    #[arg(long, env = "WEBRTC_SERVER_TLS_CERT", value_name = "FILE", help_heading = "TLS")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, env = "WEBRTC_SERVER_TLS_KEY", value_name = "FILE", help_heading = "TLS")]
+    tls_key: Option<PathBuf>,
     /// The configuration file
     #[arg(long, env = "WEBRTC_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -110,6 +120,13 @@ pub struct Args {
     /// Log more; repeat for still more (WEBRTC_LOG takes filters)
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// What the program does besides serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Asks the server that these options would start how it is; exits with 0 if it can serve, with 1 if not
+    Health(HealthArgs),
 }
 
 /// Where rooms are kept.
@@ -139,7 +156,9 @@ struct Section {
     turn_secret_file: Option<PathBuf>,
     turn_ttl: Option<u64>,
     room_ttl: Option<u64>,
-    trusted_proxies: Vec<IpAddr>,
+    trusted_proxies: Vec<Proxy>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
     limits: Limits,
 }
 
@@ -166,6 +185,16 @@ pub enum Addresses {
     One(SocketAddr),
 }
 
+impl Addresses {
+    /// Where REST is served.
+    pub fn http(self) -> SocketAddr {
+        match self {
+            Addresses::Two { http, .. } => http,
+            Addresses::One(one) => one,
+        }
+    }
+}
+
 impl Args {
     /// Reads the configuration file and decides.
     ///
@@ -179,6 +208,7 @@ impl Args {
     fn with(self, section: Section) -> Result<Start, Failure> {
         let addresses = addresses(&self, &section)?;
         let turn = turn(&self, &section)?;
+        let tls = tls(&self, &section)?;
         let nats = nats(&self, &section)?;
         let data_dir = match self.store.or(section.store).unwrap_or(StoreKind::Redb) {
             StoreKind::Memory => None,
@@ -196,7 +226,8 @@ impl Args {
             ice_servers: ice_servers.unwrap_or(section.ice_servers.0),
             turn,
             room_ttl: grant::checked_ttl(self.room_ttl.or(section.room_ttl), defaults.room_ttl)?,
-            trusted_proxies: proxies.into_iter().map(|ip| ip.to_canonical()).collect(),
+            trusted_proxies: proxies.into_iter().collect(),
+            tls,
             limits,
             ..defaults
         };
@@ -240,6 +271,19 @@ fn turn(args: &Args, section: &Section) -> Result<Option<TurnConfig>, Failure> {
     }
 }
 
+fn tls(args: &Args, section: &Section) -> Result<Option<TlsFiles>, Failure> {
+    // Flags win over the file as a pair: a certificate from here and a key from there do not belong together.
+    let (cert, key) = match (&args.tls_cert, &args.tls_key) {
+        (None, None) => (&section.tls_cert, &section.tls_key),
+        pair => pair,
+    };
+    match (cert, key) {
+        (None, None) => Ok(None),
+        (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert: cert.clone(), key: key.clone() })),
+        _ => Err(Failure::new(Code::InvalidRequest, "TLS needs both --tls-cert and --tls-key, the certificate and its private key")),
+    }
+}
+
 fn addresses(args: &Args, section: &Section) -> Result<Addresses, Failure> {
     let both = || Failure::new(Code::InvalidRequest, "--listen is one address for everything; give it, or --http and --ws, not both");
     // A flag or variable wins over the file as a whole: `--listen` on the command line sets the file's `http` aside.
@@ -264,18 +308,27 @@ pub struct Listening {
     pub http: SocketAddr,
     /// Where the WebSocket is served.
     pub ws: SocketAddr,
+    /// Whether with TLS.
+    pub tls: bool,
 }
 
 impl Listening {
     /// One JSON object.
     pub fn to_json(&self) -> String {
-        serde_json::json!({"event": "listening", "http": format!("http://{}", self.http), "ws": format!("ws://{}", self.ws)}).to_string()
+        let (http, ws) = self.urls();
+        serde_json::json!({"event": "listening", "http": http, "ws": ws}).to_string()
+    }
+
+    fn urls(&self) -> (String, String) {
+        let s = if self.tls { "s" } else { "" };
+        (format!("http{s}://{}", self.http), format!("ws{s}://{}", self.ws))
     }
 }
 
 impl fmt::Display for Listening {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "REST:      http://{}\nWebSocket: ws://{}", self.http, self.ws)
+        let (http, ws) = self.urls();
+        write!(f, "REST:      {http}\nWebSocket: {ws}")
     }
 }
 
@@ -340,6 +393,38 @@ mod tests {
             assert!(failure.code == Code::InvalidRequest && failure.message.contains(says), "{failure}");
         }
         assert!(Args::try_parse_from(["webrtc-server", "--turn-urls", "http://t"]).is_err());
+    }
+
+    #[test]
+    fn a_certificate_and_its_key_come_together() {
+        let tls = |line: &[&str], file: &str| {
+            let section = if file.is_empty() { Section::default() } else { section(&format!("[server]\n{file}")) };
+            args(&[&["--store", "memory"], line].concat()).with(section).map(|start| start.config.tls)
+        };
+        let pair = |cert: &str, key: &str| Some(TlsFiles { cert: cert.into(), key: key.into() });
+        let file = "tls_cert = 'c'\ntls_key = 'k'\n";
+        assert_eq!(tls(&[], "").unwrap(), None);
+        assert_eq!(tls(&[], file).unwrap(), pair("c", "k"));
+        assert_eq!(tls(&["--tls-cert", "a", "--tls-key", "b"], file).unwrap(), pair("a", "b"));
+        for line in [&["--tls-cert", "a"][..], &["--tls-key", "b"]] {
+            assert!(tls(line, file).unwrap_err().message.contains("both --tls-cert and --tls-key"), "{line:?}");
+        }
+        let listening = Listening { http: "[::1]:1".parse().unwrap(), ws: "127.0.0.1:2".parse().unwrap(), tls: true };
+        assert_eq!(listening.to_string(), "REST:      https://[::1]:1\nWebSocket: wss://127.0.0.1:2");
+    }
+
+    #[test]
+    fn proxies_are_addresses_and_networks() {
+        let proxies =
+            |line: &[&str], file: &str| args(&[&["--store", "memory"], line].concat()).with(section(file)).unwrap().config.trusted_proxies;
+        let file = "[server]\ntrusted_proxies = ['192.0.2.1']\n";
+        assert!(proxies(&[], file).contains("192.0.2.1".parse().unwrap()));
+        let named = proxies(&["--trusted-proxy", "10.0.0.0/8,127.0.0.1"], file);
+        assert!(
+            ["10.2.3.4", "127.0.0.1"].iter().all(|ip| named.contains(ip.parse().unwrap())) && !named.contains("192.0.2.1".parse().unwrap())
+        );
+        let refused = Args::try_parse_from(["webrtc-server", "--trusted-proxy", "proxy.example"]).unwrap_err().to_string();
+        assert!(refused.contains("neither an address such as"), "{refused}");
     }
 
     #[test]

@@ -47,12 +47,36 @@ impl IntoResponse for ApiError {
         // For the layer that counts refusals.
         response.extensions_mut().insert(code);
         let headers = response.headers_mut();
-        match code {
-            Code::Unauthorized => headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
-            Code::RateLimited => headers.insert(header::RETRY_AFTER, HeaderValue::from_static("60")),
-            Code::Unavailable => headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5")),
-            _ => None,
-        };
+        if code == Code::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = retry_after(self.status) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
         response
+    }
+}
+
+/// When to try again, in seconds, for each status that means it.
+pub fn retry_after(status: StatusCode) -> Option<&'static str> {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS => Some("60"),
+        StatusCode::SERVICE_UNAVAILABLE => Some("5"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_means_not_now_says_when() {
+        for code in [Code::RateLimited, Code::Unavailable, Code::PeerBusy, Code::NoConnection, Code::NoSpace] {
+            let response = ApiError::from(Failure::new(code, "later")).into_response();
+            assert!(response.headers().contains_key(header::RETRY_AFTER), "{code:?}");
+        }
+        let response = ApiError::from(Failure::new(Code::RoomNotFound, "never")).into_response();
+        assert!(!response.headers().contains_key(header::RETRY_AFTER));
     }
 }

@@ -15,7 +15,10 @@ use shared::domain::{
 
 use super::error::ApiError;
 use crate::{
-    domain::grant::{Identity, Refusal},
+    domain::{
+        grant::{Identity, Refusal},
+        proxies::TrustedProxies,
+    },
     runtime::{listen::Remote, rate::Address, server::Server},
 };
 
@@ -34,6 +37,10 @@ impl<T: DeserializeOwned> FromRequest<Arc<Server>> for Body<T> {
             _ => Failure::new(Code::InvalidRequest, "the body could not be read"),
         })?;
         let bytes = if bytes.is_empty() { b"{}".as_slice() } else { &bytes };
+        // serde would take the fields' values as an array, too.
+        if bytes.trim_ascii_start().first() == Some(&b'[') {
+            return Err(Failure::new(Code::InvalidRequest, "the body is not what this route takes: an array and not an object").into());
+        }
         let value = serde_json::from_slice(bytes)
             .map_err(|error| Failure::new(Code::InvalidRequest, format!("the body is not what this route takes: {error}")))?;
         Ok(Body(value))
@@ -55,26 +62,22 @@ impl FromRequestParts<Arc<Server>> for RoomPath {
 /// Whom the bearer token stands for.
 ///
 /// # Errors
-/// [`Code::Unauthorized`].
-pub fn caller(parts: &Parts, server: &Server) -> Result<Identity, Failure> {
+/// [`Code::Unauthorized`], [`Code::Unavailable`].
+pub async fn caller(parts: &Parts, server: &Server) -> Result<Identity, Failure> {
     let header = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let token = match header.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
         _ => "",
     };
-    server.caller(token)
+    server.caller(token).await
 }
 
-/// Who is counted: the other end of the connection; behind a trusted proxy, the last address that it vouches for.
-pub fn address(parts: &Parts, trusted: &[IpAddr]) -> Address {
-    let remote = parts.extensions.get::<Remote>().map_or(IpAddr::from([0, 0, 0, 0]), |remote| remote.0.ip().to_canonical());
-    if !trusted.contains(&remote) {
-        return remote.into();
-    }
-    // The proxy appends; what stands before is the client's own claim.
-    let forwarded = parts.headers.get_all("x-forwarded-for").iter().next_back().and_then(|value| value.to_str().ok());
-    let last = forwarded.and_then(|list| list.rsplit(',').next()).and_then(|ip| ip.trim().parse::<IpAddr>().ok());
-    last.unwrap_or(remote).into()
+/// Who is counted: the other end of the connection; behind trusted proxies, whom they vouch for.
+pub fn address(parts: &Parts, trusted: &TrustedProxies) -> Address {
+    let remote = parts.extensions.get::<Remote>().map_or(IpAddr::from([0, 0, 0, 0]), |remote| remote.0.ip());
+    // A value that is no text is none of a proxy's.
+    let forwarded = parts.headers.get_all("x-forwarded-for").iter().map(|value| value.to_str().unwrap_or_default());
+    trusted.origin(remote, forwarded).into()
 }
 
 /// Reads a number of seconds, and takes `210.0` for 210: both are integers to JSON Schema.
@@ -96,25 +99,20 @@ mod tests {
     use axum::http;
     use proptest::prelude::*;
 
-    fn parts(remote: &str, forwarded: &[&str]) -> Parts {
-        let mut request = http::Request::new(());
-        for value in forwarded {
-            request.headers_mut().append("x-forwarded-for", value.parse().unwrap());
-        }
-        request.extensions_mut().insert(Remote(format!("{remote}:1").parse().unwrap()));
-        request.into_parts().0
-    }
-
     #[test]
-    fn only_a_trusted_proxy_is_believed_and_only_its_own_word() {
-        let proxy: IpAddr = "10.0.0.9".parse().unwrap();
-        let is = |parts: &Parts, expected: &str| assert_eq!(address(parts, &[proxy]), expected.parse::<IpAddr>().unwrap().into());
-        is(&parts("192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
-        is(&parts("10.0.0.9", &["198.51.100.7"]), "198.51.100.7");
-        is(&parts("10.0.0.9", &["1.1.1.1, 198.51.100.7"]), "198.51.100.7");
-        is(&parts("10.0.0.9", &["1.1.1.1", "2.2.2.2, 198.51.100.7"]), "198.51.100.7");
-        is(&parts("10.0.0.9", &["nonsense"]), "10.0.0.9");
-        is(&parts("10.0.0.9", &[]), "10.0.0.9");
+    fn the_header_comes_with_all_its_values_in_their_order() {
+        let origin = |values: &[&[u8]]| {
+            let mut request = http::Request::new(());
+            for value in values {
+                request.headers_mut().append("x-forwarded-for", http::HeaderValue::from_bytes(value).unwrap());
+            }
+            request.extensions_mut().insert(Remote("10.0.0.9:1".parse().unwrap()));
+            address(&request.into_parts().0, &["10.0.0.9".parse().unwrap()].into_iter().collect())
+        };
+        let is = |ip: &str| Address::from(ip.parse::<IpAddr>().unwrap());
+        assert_eq!(origin(&[b"1.1.1.1", b"2.2.2.2, 198.51.100.7"]), is("198.51.100.7"));
+        assert_eq!(origin(&[b"198.51.100.7", b"\xff"]), is("10.0.0.9"));
+        assert_eq!(origin(&[]), is("10.0.0.9"));
     }
 
     #[derive(Deserialize)]

@@ -22,14 +22,14 @@ use super::{
 };
 use crate::{
     domain::grant::{Identity, PublicKey},
-    runtime::{clock, rate::Address, relay::Link, server::Server},
+    runtime::{auth::KeyHealth, clock, rate::Address, relay::Link, server::Server},
 };
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
 /// `POST /anonymous-signin`
 pub async fn sign_in(State(server): State<Arc<Server>>, Extension(from): Extension<Address>) -> Answer<SignIn> {
-    Ok(Json(server.sign_in(from)?))
+    Ok(Json(server.sign_in(from).await?))
 }
 
 /// The body of `POST /create-room`; the same as `shared`'s, and read more leniently.
@@ -138,10 +138,17 @@ pub async fn health(State(server): State<Arc<Server>>) -> Response {
         Link::Up(_) => (true, Some("connected".to_owned())),
         Link::Down(why) => (false, Some(format!("peers of other servers cannot be reached: {why}"))),
     };
-    let (status, code) = match (&store, full || !link || server.stop.is_cancelled()) {
-        (Err(_), _) => ("unhealthy", StatusCode::SERVICE_UNAVAILABLE),
-        (Ok(()), true) => ("degraded", StatusCode::OK),
-        (Ok(()), false) => ("healthy", StatusCode::OK),
+    let users = server.users_health();
+    let (keys, verifies) = match server.auth.health() {
+        KeyHealth::Good => ("ok".to_owned(), true),
+        KeyHealth::Stale(why) => (format!("stale: {why}"), true),
+        KeyHealth::None(why) => (format!("none: {why}"), false),
+    };
+    let hampered = full || !link || server.stop.is_cancelled() || keys != "ok" || users != "ok";
+    let (status, code) = match (store.is_ok() && verifies, hampered) {
+        (false, _) => ("unhealthy", StatusCode::SERVICE_UNAVAILABLE),
+        (true, true) => ("degraded", StatusCode::OK),
+        (true, false) => ("healthy", StatusCode::OK),
     };
     let mut body = json!({
         "status": status,
@@ -150,6 +157,8 @@ pub async fn health(State(server): State<Arc<Server>>) -> Response {
         "timestamp": clock::rfc3339(server.now()),
         "details": {
             "store": if store.is_ok() { "ok" } else { "not answering" },
+            "keys": keys,
+            "users": users,
             "sockets": sockets,
             "stopping": server.stop.is_cancelled(),
         },
@@ -168,5 +177,5 @@ pub async fn metrics(State(server): State<Arc<Server>>) -> Response {
 
 /// `GET /.well-known/jwks.json`
 pub async fn jwks(State(server): State<Arc<Server>>) -> Json<Value> {
-    Json(server.auth.jwks().clone())
+    Json(server.auth.jwks())
 }

@@ -101,7 +101,7 @@ fn no_route(status: StatusCode, message: &str) -> ApiError {
 
 async fn require_user(State(server): State<Arc<Server>>, request: Request, next: Next) -> Result<Response, ApiError> {
     let (mut parts, body) = request.into_parts();
-    let caller = extract::caller(&parts, &server)?;
+    let caller = extract::caller(&parts, &server).await?;
     parts.extensions.insert(caller);
     Ok(next.run(Request::from_parts(parts, body)).await)
 }

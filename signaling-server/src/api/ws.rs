@@ -261,6 +261,11 @@ impl Asker<'_> {
                 Ok(expires_at) => vec![ToPeer::Renewed { expires_at }],
                 Err(failure) => vec![error(failure)],
             },
+            Ok(ToServer::DeleteRoom) => match self.server.delete_room(self.identity, self.room).await {
+                // The socket is closed with the others.
+                Ok(()) => Vec::new(),
+                Err(failure) => vec![error(failure)],
+            },
             Ok(message) => self.seat.handle(message).await,
             Err(failure) => vec![error(failure)],
         };

@@ -218,6 +218,11 @@ impl Room {
         self.owner.is(caller) || self.peers.values().any(|peer| peer.owner.is(caller))
     }
 
+    /// The subjects of the users that belong to it: its owner's, and those of the peer ids that it remembers.
+    pub fn subjects(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.owner).chain(self.peers.values().map(|peer| &peer.owner)).map(|owner| owner.subject.as_str())
+    }
+
     /// Refuses everybody but the owner, and everything once the room is gone. To somebody who never was in it, it is no room.
     ///
     /// # Errors

@@ -380,7 +380,7 @@ impl Rooms {
                 vec![Output::Send { to: socket, message }]
             }
             ToServer::Register { .. } | ToServer::Prove { .. } => refuse(socket, "this socket is registered already; open another one"),
-            ToServer::Renew | ToServer::Unknown => refuse(socket, "no message type that this server knows"),
+            ToServer::Renew | ToServer::DeleteRoom | ToServer::Unknown => refuse(socket, "no message type that this server knows"),
         }
     }
 

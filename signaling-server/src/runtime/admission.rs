@@ -98,7 +98,7 @@ impl Server {
     /// [`Code::Unavailable`].
     pub async fn apply(&self, from: Address, registration: Registration) -> Result<Next, Failure> {
         self.rates.registration(from)?;
-        let subject = self.auth.verify(registration.id_token.expose(), self.now())?;
+        let subject = self.auth.verify(registration.id_token.expose(), self.now()).await?.username;
         let owner = Identity { subject, key: None };
         rooms::checked_metadata(&registration.metadata)?;
         let key = registration.public_key.as_deref().map(str::parse::<PublicKey>).transpose()?;

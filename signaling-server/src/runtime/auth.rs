@@ -1,13 +1,14 @@
-//! Who calls: tokens of anonymous users, signed by us and verified by the same code as anybody else's. The only file that names
+//! Who calls: tokens of anonymous users, whether signed by us or by a Cognito user pool, verified by the same code. The only file that names
 //! `jsonwebtoken`.
 //!
-//! [`Issuer`] is data: name, audience, algorithm, keys. Ours signs with EdDSA; a Cognito user pool is one with RS256 and the keys of its
-//! JWKS. What a token says about its own algorithm or key is never believed, its `kid` only picks among the keys we have.
+//! [`Issuer`] is data: name, audience, algorithm, keys. Ours signs with EdDSA; a user pool is one with RS256 and the keys of its JWKS.
+//! What a token says about its own algorithm or key is never believed, its `kid` only picks among the keys we have.
+//!
+//! Who somebody is says `cognito:username` and not `sub`: ours have the same in both, and in a user pool it is the name by which a user is deleted.
 
-use std::{
-    collections::HashMap,
-    sync::{PoisonError, RwLock},
-};
+use std::collections::HashMap;
+#[cfg(feature = "aws")]
+use std::sync::Arc;
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use ed25519_dalek::SigningKey;
@@ -21,6 +22,8 @@ use shared::domain::{
     signal::SignIn,
 };
 
+#[cfg(feature = "aws")]
+use super::jwks::{Freshness, Jwks};
 use super::{
     key::{self, KeyPair},
     proof::random_name,
@@ -33,22 +36,50 @@ const LEEWAY: u64 = 30;
 const LOCAL_NAME: &str = "webrtc-connect";
 const LOCAL_AUDIENCE: &str = "webrtc-connect-peers";
 
+/// The longest name of a user, as Cognito has it.
+const MAX_NAME: usize = 128;
+
 /// Whose tokens are accepted, and how they are checked.
 pub struct Issuer {
     name: String,
     audience: String,
     algorithm: Algorithm,
-    keys: RwLock<HashMap<String, DecodingKey>>,
+    keys: Keys,
 }
 
-impl Issuer {
-    fn new(name: &str, audience: &str, algorithm: Algorithm, keys: HashMap<String, DecodingKey>) -> Self {
-        Issuer { name: name.to_owned(), audience: audience.to_owned(), algorithm, keys: RwLock::new(keys) }
-    }
+/// An issuer's keys by their ids.
+enum Keys {
+    /// Ours.
+    Fixed(HashMap<String, DecodingKey>),
+    /// What the issuer publishes.
+    #[cfg(feature = "aws")]
+    Published(Arc<PublishedKeys>),
+}
 
-    fn key(&self, kid: &str) -> Option<DecodingKey> {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).get(kid).cloned()
+/// The keys of a user pool.
+#[cfg(feature = "aws")]
+pub type PublishedKeys = Jwks<DecodingKey>;
+
+impl Keys {
+    async fn find(&self, kid: &str) -> Result<Option<DecodingKey>, Failure> {
+        match self {
+            Keys::Fixed(keys) => Ok(keys.get(kid).cloned()),
+            #[cfg(feature = "aws")]
+            Keys::Published(keys) => keys.find(kid).await,
+        }
     }
+}
+
+/// An RSA key for RS256, of at least 2048 bits as the verifier will have it, from a member of a JWKS.
+#[cfg(feature = "aws")]
+pub fn rsa_key(member: &Value) -> Option<(String, DecodingKey)> {
+    let text = |name: &str| member.get(name).and_then(Value::as_str);
+    let is = |name: &str, value: &str| text(name).is_none_or(|text| text == value);
+    if text("kty") != Some("RSA") || !is("alg", "RS256") || !is("use", "sig") {
+        return None;
+    }
+    let key = DecodingKey::from_rsa_components(text("n")?, text("e")?).ok()?;
+    Some((text("kid")?.to_owned(), key))
 }
 
 /// The claims that are read; the names are Cognito's.
@@ -64,23 +95,54 @@ struct Claims {
     username: String,
 }
 
-/// The subject of a token that one of the issuers really gave out for us and that is valid now (Unix seconds).
+/// What a good token says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// The user's name.
+    pub username: String,
+    /// When the token expires, Unix seconds.
+    pub expires_at: u64,
+}
+
+/// Why a token is not good.
+#[derive(Debug, PartialEq, Eq)]
+enum Bad {
+    /// It is not, for this reason.
+    Token(&'static str),
+    /// It cannot be told.
+    Unknown(Failure),
+}
+
+impl From<&'static str> for Bad {
+    fn from(why: &'static str) -> Self {
+        Bad::Token(why)
+    }
+}
+
+/// Whom a token stands for that one of the issuers really gave out for us and that is valid now (Unix seconds).
 ///
 /// # Errors
-/// [`Code::Unauthorized`]; the reason goes to the debug log only.
-pub fn verify(issuers: &[Issuer], token: &str, now: u64) -> Result<String, Failure> {
-    check(issuers, token, now).map_err(|why| {
-        tracing::debug!(why, "token refused");
-        Failure::new(Code::Unauthorized, "the id token is missing, expired or not ours; sign in again (POST /anonymous-signin)")
+/// [`Code::Unauthorized`], the reason of which goes to the debug log only; [`Code::Unavailable`] when the issuer's keys cannot be had.
+pub async fn verify(issuers: &[Issuer], token: &str, now: u64) -> Result<Verified, Failure> {
+    check(issuers, token, now).await.map_err(|bad| match bad {
+        Bad::Token(why) => {
+            tracing::debug!(why, "token refused");
+            Failure::new(Code::Unauthorized, "the id token is missing, expired or not ours; sign in again (POST /anonymous-signin)")
+        }
+        Bad::Unknown(failure) => failure,
     })
 }
 
-fn check(issuers: &[Issuer], token: &str, now: u64) -> Result<String, &'static str> {
+async fn check(issuers: &[Issuer], token: &str, now: u64) -> Result<Verified, Bad> {
     if token.len() > MAX_TOKEN {
-        return Err("too long");
+        return Err("too long".into());
     }
-    let kid = jsonwebtoken::decode_header(token).map_err(|_| "unreadable header")?.kid.ok_or("no kid")?;
-    let (issuer, key) = issuers.iter().find_map(|issuer| Some((issuer, issuer.key(&kid)?))).ok_or("unknown kid")?;
+    let header = jsonwebtoken::decode_header(token).map_err(|_| "unreadable header")?;
+    if header.crit.is_some() {
+        return Err("it demands extensions".into());
+    }
+    let kid = header.kid.ok_or("no kid")?;
+    let (issuer, key) = key_for(issuers, &kid).await?.ok_or("unknown kid")?;
     // The algorithm comes from the issuer, never from the token: no `none`, no HMAC with a public key.
     let mut validation = Validation::new(issuer.algorithm);
     validation.set_issuer(&[&issuer.name]);
@@ -90,18 +152,46 @@ fn check(issuers: &[Issuer], token: &str, now: u64) -> Result<String, &'static s
     validation.validate_exp = false;
     let claims = jsonwebtoken::decode::<Claims>(token, &key, &validation).map_err(|_| "bad signature, issuer or audience")?.claims;
     if claims.exp.saturating_add(LEEWAY) <= now {
-        return Err("expired");
+        return Err("expired".into());
     }
-    match claims.token_use.as_str() {
-        "id" => Ok(claims.sub),
-        _ => Err("not an id token"),
+    if claims.token_use != "id" {
+        return Err("not an id token".into());
     }
+    if claims.username.is_empty() || claims.username.len() > MAX_NAME {
+        return Err("no user name".into());
+    }
+    Ok(Verified { username: claims.username, expires_at: claims.exp })
 }
 
-/// The server's own issuer and whatever others it accepts.
+async fn key_for<'i>(issuers: &'i [Issuer], kid: &str) -> Result<Option<(&'i Issuer, DecodingKey)>, Bad> {
+    for issuer in issuers {
+        if let Some(key) = issuer.keys.find(kid).await.map_err(Bad::Unknown)? {
+            return Ok(Some((issuer, key)));
+        }
+    }
+    Ok(None)
+}
+
+/// How well tokens can be checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyHealth {
+    /// As it should be.
+    Good,
+    /// With the issuer's last known keys, since it does not answer.
+    Stale(String),
+    /// Not at all.
+    None(String),
+}
+
+/// Whose tokens this server takes: its own, or those of a user pool.
 pub struct Auth {
     issuers: Vec<Issuer>,
-    signer: EncodingKey,
+    /// None where somebody else makes the users.
+    signer: Option<Signer>,
+}
+
+struct Signer {
+    key: EncodingKey,
     kid: String,
     jwks: Value,
     token_ttl: u64,
@@ -123,46 +213,81 @@ impl Auth {
             published.push(json!({"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": kid, "x": x}));
         }
         Ok(Auth {
-            issuers: vec![Issuer::new(LOCAL_NAME, LOCAL_AUDIENCE, Algorithm::EdDSA, known)],
-            signer: EncodingKey::from_ed_der(&key::to_der(&keys.current)),
-            kid: thumbprint(&keys.current),
-            jwks: json!({"keys": published}),
-            token_ttl,
+            issuers: vec![Issuer {
+                name: LOCAL_NAME.to_owned(),
+                audience: LOCAL_AUDIENCE.to_owned(),
+                algorithm: Algorithm::EdDSA,
+                keys: Keys::Fixed(known),
+            }],
+            signer: Some(Signer {
+                key: EncodingKey::from_ed_der(&key::to_der(&keys.current)),
+                kid: thumbprint(&keys.current),
+                jwks: json!({"keys": published}),
+                token_ttl,
+            }),
         })
     }
 
-    /// A new anonymous user.
+    /// Takes the id tokens that a user pool gives out for one of its app clients.
+    #[cfg(feature = "aws")]
+    pub fn pool(issuer: &str, client: &str, keys: Arc<PublishedKeys>) -> Self {
+        let (name, audience) = (issuer.to_owned(), client.to_owned());
+        Auth { issuers: vec![Issuer { name, audience, algorithm: Algorithm::RS256, keys: Keys::Published(keys) }], signer: None }
+    }
+
+    /// A new anonymous user of our own.
     ///
     /// # Errors
-    /// [`Code::Unavailable`] without randomness, [`Code::Internal`] when signing fails.
+    /// [`Code::Unavailable`] without randomness, [`Code::Internal`] when signing fails or it is not us who make users.
     pub fn sign_in(&self, now: u64) -> Result<SignIn, Failure> {
+        let signer = self.signer.as_ref().ok_or_else(|| Failure::new(Code::Internal, "users are made by the user pool"))?;
         let username = random_name()?;
         let claims = Claims {
             sub: username.clone(),
             iss: LOCAL_NAME.to_owned(),
             aud: LOCAL_AUDIENCE.to_owned(),
             iat: now,
-            exp: now.saturating_add(self.token_ttl),
+            exp: now.saturating_add(signer.token_ttl),
             token_use: "id".to_owned(),
             username: username.clone(),
         };
-        let header = Header { kid: Some(self.kid.clone()), ..Header::new(Algorithm::EdDSA) };
-        let id_token = jsonwebtoken::encode(&header, &claims, &self.signer)
+        let header = Header { kid: Some(signer.kid.clone()), ..Header::new(Algorithm::EdDSA) };
+        let id_token = jsonwebtoken::encode(&header, &claims, &signer.key)
             .map_err(|error| Failure::new(Code::Internal, format!("signing failed: {error}")))?;
-        Ok(SignIn { id_token: Secret::new(id_token), username, expires_in: self.token_ttl })
+        Ok(SignIn { id_token: Secret::new(id_token), username, expires_in: signer.token_ttl })
     }
 
     /// As [`verify`], with this server's issuers.
     ///
     /// # Errors
-    /// [`Code::Unauthorized`].
-    pub fn verify(&self, token: &str, now: u64) -> Result<String, Failure> {
-        verify(&self.issuers, token, now)
+    /// As [`verify`].
+    pub async fn verify(&self, token: &str, now: u64) -> Result<Verified, Failure> {
+        verify(&self.issuers, token, now).await
     }
 
-    /// Our public keys (RFC 7517).
-    pub fn jwks(&self) -> &Value {
-        &self.jwks
+    /// The public keys of the tokens that are given out here (RFC 7517).
+    pub fn jwks(&self) -> Value {
+        match (&self.signer, self.issuers.first().map(|issuer| &issuer.keys)) {
+            (Some(signer), _) => signer.jwks.clone(),
+            #[cfg(feature = "aws")]
+            (None, Some(Keys::Published(keys))) => keys.document(),
+            (None, _) => json!({"keys": []}),
+        }
+    }
+
+    /// How well tokens can be checked now.
+    pub fn health(&self) -> KeyHealth {
+        #[cfg(feature = "aws")]
+        for issuer in &self.issuers {
+            if let Keys::Published(keys) = &issuer.keys {
+                return match keys.freshness() {
+                    Freshness::Fresh => KeyHealth::Good,
+                    Freshness::Stale(why) => KeyHealth::Stale(why),
+                    Freshness::TooOld(why) => KeyHealth::None(why),
+                };
+            }
+        }
+        KeyHealth::Good
     }
 }
 
@@ -190,35 +315,43 @@ mod tests {
         Auth::local(&keys(1), 3600).unwrap()
     }
 
+    fn signer(auth: &Auth) -> &Signer {
+        auth.signer.as_ref().unwrap()
+    }
+
     fn good_claims() -> Value {
-        json!({"sub": "u", "iss": LOCAL_NAME, "aud": LOCAL_AUDIENCE, "iat": NOW, "exp": NOW + 60, "token_use": "id"})
+        json!({"sub": "u", "iss": LOCAL_NAME, "aud": LOCAL_AUDIENCE, "iat": NOW, "exp": NOW + 60, "token_use": "id", "cognito:username": "u"})
     }
 
     /// Signs with our own key and kid, whatever the claims say.
     fn signed(auth: &Auth, claims: &Value) -> String {
-        let header = Header { kid: Some(auth.kid.clone()), ..Header::new(Algorithm::EdDSA) };
-        jsonwebtoken::encode(&header, claims, &auth.signer).unwrap()
+        let header = Header { kid: Some(signer(auth).kid.clone()), ..Header::new(Algorithm::EdDSA) };
+        jsonwebtoken::encode(&header, claims, &signer(auth).key).unwrap()
     }
 
-    #[test]
-    fn a_signed_in_user_is_recognised_until_the_token_expires() {
+    #[tokio::test]
+    async fn a_signed_in_user_is_recognised_until_the_token_expires() {
         let auth = auth();
         let sign_in = auth.sign_in(NOW).unwrap();
         let token = sign_in.id_token.expose();
-        assert_eq!(auth.verify(token, NOW + 3600).unwrap(), sign_in.username);
-        assert_eq!(auth.verify(token, NOW + 3600 + LEEWAY).unwrap_err().code, Code::Unauthorized);
+        let expected = Verified { username: sign_in.username.clone(), expires_at: NOW + 3600 };
+        assert_eq!(auth.verify(token, NOW + 3600).await.unwrap(), expected);
+        assert_eq!(auth.verify(token, NOW + 3600 + LEEWAY).await.unwrap_err().code, Code::Unauthorized);
         assert_ne!(auth.sign_in(NOW).unwrap().username, sign_in.username);
     }
 
-    #[test]
-    fn claims_must_be_ours_and_complete() {
+    #[tokio::test]
+    async fn claims_must_be_ours_and_complete() {
         let auth = auth();
-        assert_eq!(check(&auth.issuers, &signed(&auth, &good_claims()), NOW), Ok("u".to_owned()));
+        assert_eq!(auth.verify(&signed(&auth, &good_claims()), NOW).await.unwrap().username, "u");
         for (claim, value) in [
             ("iss", json!("https://cognito-idp.us-west-1.amazonaws.com/pool")),
             ("aud", json!("other")),
             ("token_use", json!("access")),
             ("exp", json!(NOW - LEEWAY)),
+            ("cognito:username", json!("")),
+            ("cognito:username", json!("u".repeat(MAX_NAME + 1))),
+            ("cognito:username", Value::Null),
             ("exp", Value::Null),
             ("sub", Value::Null),
             ("aud", Value::Null),
@@ -226,30 +359,34 @@ mod tests {
         ] {
             let mut claims = good_claims();
             claims[claim] = value.clone();
-            assert!(check(&auth.issuers, &signed(&auth, &claims), NOW).is_err(), "{claim} = {value}");
+            assert!(check(&auth.issuers, &signed(&auth, &claims), NOW).await.is_err(), "{claim} = {value}");
             if value.is_null() {
                 claims.as_object_mut().unwrap().remove(claim);
-                assert!(check(&auth.issuers, &signed(&auth, &claims), NOW).is_err(), "without {claim}");
+                assert!(check(&auth.issuers, &signed(&auth, &claims), NOW).await.is_err(), "without {claim}");
             }
         }
     }
 
-    #[test]
-    fn forged_tokens_are_refused() {
+    #[tokio::test]
+    async fn forged_tokens_are_refused() {
         let auth = auth();
         let good = signed(&auth, &good_claims());
         let [header, claims, signature] = good.split('.').collect::<Vec<_>>()[..] else { panic!("three parts") };
         let encode = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let none = encode(json!({"alg": "none", "kid": auth.kid}));
-        let hmac_header = Header { kid: Some(auth.kid.clone()), ..Header::new(Algorithm::HS256) };
+        let none = encode(json!({"alg": "none", "kid": signer(&auth).kid}));
+        let hmac_header = Header { kid: Some(signer(&auth).kid.clone()), ..Header::new(Algorithm::HS256) };
         let public = keys(1).current.verifying_key().to_bytes();
         let confused = jsonwebtoken::encode(&hmac_header, &good_claims(), &EncodingKey::from_secret(&public)).unwrap();
         let stranger = Auth::local(&keys(2), 3600).unwrap();
         let mut under_our_kid = Auth::local(&keys(2), 3600).unwrap();
-        under_our_kid.kid = auth.kid.clone();
-        let other_claims =
-            encode(json!({"sub": "admin", "iss": LOCAL_NAME, "aud": LOCAL_AUDIENCE, "iat": 0, "exp": NOW + 9, "token_use": "id"}));
+        under_our_kid.signer.as_mut().unwrap().kid = signer(&auth).kid.clone();
+        let other_claims = encode(
+            json!({"sub": "admin", "iss": LOCAL_NAME, "aud": LOCAL_AUDIENCE, "exp": NOW + 9, "iat": 0, "token_use": "id", "cognito:username": "admin"}),
+        );
+        let demanding = Header { crit: Some(vec!["b64".to_owned()]), ..jsonwebtoken::decode_header(&good).unwrap() };
+        let demanding = jsonwebtoken::encode(&demanding, &good_claims(), &signer(&auth).key).unwrap();
         for (what, token) in [
+            ("an extension that is not understood", demanding),
             ("alg none", format!("{none}.{claims}.")),
             ("HMAC with the public key", confused),
             ("unknown kid", signed(&stranger, &good_claims())),
@@ -260,16 +397,16 @@ mod tests {
             ("empty", String::new()),
             ("no token", "x.y.z".to_owned()),
         ] {
-            assert!(check(&auth.issuers, &token, NOW).is_err(), "{what}");
+            assert!(check(&auth.issuers, &token, NOW).await.is_err(), "{what}");
         }
     }
 
-    #[test]
-    fn a_token_of_the_previous_key_is_still_good() {
+    #[tokio::test]
+    async fn a_token_of_the_previous_key_is_still_good() {
         let before = auth();
         let token = before.sign_in(NOW).unwrap();
         let after = Auth::local(&KeyPair { current: keys(2).current, previous: Some(keys(1).current) }, 3600).unwrap();
-        assert_eq!(after.verify(token.id_token.expose(), NOW).unwrap(), token.username);
+        assert_eq!(after.verify(token.id_token.expose(), NOW).await.unwrap().username, token.username);
         assert_eq!(after.jwks()["keys"].as_array().unwrap().len(), 2);
     }
 

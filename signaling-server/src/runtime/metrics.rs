@@ -4,11 +4,13 @@ use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, SharedStrin
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use shared::domain::error::Code;
 
+use super::rate::SignInLimit;
 use crate::domain::rooms::Closing;
 
 const METADATA: Metadata<'_> = Metadata::new("signaling_server", Level::INFO, None);
 const REFUSALS: &str = "webrtc_server_refusals_total";
 const CLOSED: &str = "webrtc_server_sockets_closed_total";
+const SIGN_INS_REFUSED: &str = "webrtc_server_sign_ins_refused_total";
 
 /// The counters and gauges.
 pub struct Metrics {
@@ -18,8 +20,18 @@ pub struct Metrics {
     pub rooms: Gauge,
     /// Open WebSockets.
     pub sockets: Gauge,
-    /// Anonymous users made.
+    /// Anonymous users signed in.
     pub sign_ins: Counter,
+    /// Users made in a user pool, also those whose sign-in failed afterwards: what the bill counts.
+    pub users_made: Counter,
+    /// Users deleted after their room had ended, or their sign-in had failed.
+    pub users_deleted: Counter,
+    /// Users that wait for their deletion.
+    pub users_waiting: Gauge,
+    /// Users that were to be deleted and were not.
+    pub users_left: Counter,
+    /// Users deleted because of their age.
+    pub users_swept: Counter,
     /// Rooms made.
     pub rooms_created: Counter,
     /// Rooms deleted by their owner.
@@ -67,13 +79,22 @@ impl Metrics {
         let sockets = gauge("webrtc_server_sockets", "Open WebSockets");
         let nats_up = gauge("webrtc_server_nats_up", "Whether there is a connection to NATS");
         let servers = gauge("webrtc_server_servers", "Servers of this deployment, this one among them");
-        for (gauge, value) in [(&rooms, 0.0), (&sockets, 0.0), (&nats_up, 0.0), (&servers, 1.0)] {
+        let users_waiting = gauge("webrtc_server_users_waiting", "Users that wait for their deletion");
+        for (gauge, value) in [(&rooms, 0.0), (&sockets, 0.0), (&nats_up, 0.0), (&servers, 1.0), (&users_waiting, 0.0)] {
             gauge.set(value);
         }
         let metrics = Metrics {
             rooms,
             sockets,
-            sign_ins: counter("webrtc_server_sign_ins_total", "Anonymous users made"),
+            sign_ins: counter("webrtc_server_sign_ins_total", "Anonymous users signed in"),
+            users_made: counter("webrtc_server_users_made_total", "Users made in the user pool; each counts for its bill"),
+            users_deleted: counter(
+                "webrtc_server_users_deleted_total",
+                "Users deleted after their room had ended or their sign-in had failed",
+            ),
+            users_waiting,
+            users_left: counter("webrtc_server_users_left_total", "Users that were to be deleted and are left to the sweeper"),
+            users_swept: counter("webrtc_server_users_swept_total", "Users deleted because of their age"),
             rooms_created: counter("webrtc_server_rooms_created_total", "Rooms made"),
             rooms_deleted: counter("webrtc_server_rooms_deleted_total", "Rooms deleted by their owner"),
             rooms_swept: counter("webrtc_server_rooms_swept_total", "Rooms removed after their expiry"),
@@ -90,7 +111,13 @@ impl Metrics {
         };
         metrics.recorder.describe_counter(REFUSALS.into(), Some(Unit::Count), "Requests and messages refused, by code".into());
         metrics.recorder.describe_counter(CLOSED.into(), Some(Unit::Count), "WebSockets closed, by close code".into());
+        metrics.recorder.describe_counter(SIGN_INS_REFUSED.into(), Some(Unit::Count), "Sign-ins over a limit, by limit".into());
         metrics
+    }
+
+    /// Counts a sign-in over a limit.
+    pub fn sign_in_refused(&self, limit: SignInLimit) {
+        self.labelled(SIGN_INS_REFUSED, Label::new("limit", limit.name()));
     }
 
     /// Counts a refusal under its stable code.

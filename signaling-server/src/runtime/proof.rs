@@ -1,4 +1,4 @@
-//! Random names, and the proof that a peer holds the key it named.
+//! Random names and numbers, and the proof that a peer holds the key it named.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use ed25519_dalek::{Signature, VerifyingKey};
@@ -18,6 +18,12 @@ pub fn random_name() -> Result<String, Failure> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| Failure::new(Code::Unavailable, format!("no randomness: {error}")))?;
     Ok(id::hex(&bytes))
+}
+
+/// 64 random bits for what need not be secret, such as waits; the middle when the operating system has none.
+pub fn random_number() -> u64 {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_or(u64::MAX / 2, |()| u64::from_le_bytes(bytes))
 }
 
 /// Checks the answer to a challenge.

@@ -14,10 +14,11 @@ use shared::domain::{
     id::RoomId,
 };
 
-use super::config::Limits;
+use super::config::{Limits, OWN_SIGN_INS_PER_SECOND};
 
 /// How many addresses or rooms one limit remembers before it refuses new ones; old ones are forgotten each sweep.
 const MAX_KEYS: usize = 100_000;
+const DAY: u64 = 24 * 3600;
 
 /// Who is counted as one: an IPv4 address, or an IPv6 /64, which is what one customer of a provider has at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,6 +43,7 @@ impl std::fmt::Display for Address {
 pub struct Rates {
     sign_in: DefaultKeyedRateLimiter<Address>,
     sign_in_in_all: DefaultDirectRateLimiter,
+    sign_in_today: Option<Mutex<Day>>,
     create_room: DefaultKeyedRateLimiter<Address>,
     request: DefaultKeyedRateLimiter<Address>,
     registration: DefaultKeyedRateLimiter<Address>,
@@ -54,7 +56,10 @@ impl Rates {
         let minute = |count| Quota::per_minute(at_least_one(count));
         Rates {
             sign_in: RateLimiter::keyed(minute(limits.sign_ins_per_minute)),
-            sign_in_in_all: RateLimiter::direct(Quota::per_second(at_least_one(limits.sign_ins_per_second_in_all))),
+            sign_in_in_all: RateLimiter::direct(Quota::per_second(at_least_one(
+                limits.sign_ins_per_second_in_all.unwrap_or(OWN_SIGN_INS_PER_SECOND),
+            ))),
+            sign_in_today: limits.sign_ins_per_day_in_all.map(|limit| Mutex::new(Day { limit, day: 0, count: 0 })),
             create_room: RateLimiter::keyed(minute(limits.rooms_per_minute)),
             request: RateLimiter::keyed(minute(limits.requests_per_minute)),
             registration: RateLimiter::keyed(minute(limits.registrations_per_minute)),
@@ -70,13 +75,15 @@ impl Rates {
         check(&self.request, &from, "requests")
     }
 
-    /// A sign-in: limited by address first, so that one address cannot use up what all share.
+    /// A sign-in at this time (Unix seconds): limited by address first, so that one address cannot use up what all share.
     ///
     /// # Errors
-    /// [`Code::RateLimited`].
-    pub fn sign_in(&self, from: Address) -> Result<(), Failure> {
-        check(&self.sign_in, &from, "sign-ins")?;
-        self.sign_in_in_all.check().map_err(|_| limited("sign-ins"))
+    /// Which limit it is over.
+    pub fn sign_in(&self, from: Address, now: u64) -> Result<(), SignInLimit> {
+        check(&self.sign_in, &from, "sign-ins").map_err(|_| SignInLimit::Address)?;
+        self.sign_in_in_all.check().map_err(|_| SignInLimit::Second)?;
+        let today = self.sign_in_today.as_ref().map(|day| day.lock().unwrap_or_else(PoisonError::into_inner));
+        if today.is_none_or(|mut day| day.count_one(now)) { Ok(()) } else { Err(SignInLimit::Day) }
     }
 
     /// A new room.
@@ -114,6 +121,60 @@ impl Rates {
     }
 }
 
+/// How many there were on the present day (UTC).
+struct Day {
+    limit: u32,
+    day: u64,
+    count: u32,
+}
+
+impl Day {
+    /// Whether one more is within the limit; if so it is counted.
+    fn count_one(&mut self, now: u64) -> bool {
+        let today = now / DAY;
+        if self.day != today {
+            (self.day, self.count) = (today, 0);
+        }
+        let within = self.count < self.limit;
+        self.count += u32::from(within);
+        within
+    }
+}
+
+/// Which limit a sign-in is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignInLimit {
+    /// One address's, a minute.
+    Address,
+    /// Everybody's, a second.
+    Second,
+    /// Everybody's, a day.
+    Day,
+}
+
+impl SignInLimit {
+    /// In one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            SignInLimit::Address => "address",
+            SignInLimit::Second => "second",
+            SignInLimit::Day => "day",
+        }
+    }
+}
+
+impl From<SignInLimit> for Failure {
+    fn from(limit: SignInLimit) -> Self {
+        match limit {
+            SignInLimit::Address => limited("sign-ins"),
+            SignInLimit::Second => Failure::new(Code::RateLimited, "too many sign-ins from everywhere; try again in a few seconds"),
+            SignInLimit::Day => {
+                Failure::new(Code::RateLimited, "there are no more sign-ins today; try again tomorrow, or ask who runs the server for more")
+            }
+        }
+    }
+}
+
 /// The limit of one socket's messages.
 pub fn messages(limits: &Limits) -> DefaultDirectRateLimiter {
     RateLimiter::direct(Quota::per_second(at_least_one(limits.messages_per_second)).allow_burst(at_least_one(limits.message_burst)))
@@ -137,7 +198,13 @@ fn limited(what: &str) -> Failure {
 /// How many WebSockets are open, in all and from each address.
 #[derive(Default)]
 pub struct Sockets {
-    open: Mutex<HashMap<Address, usize>>,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    in_all: usize,
+    by_address: HashMap<Address, usize>,
 }
 
 impl Sockets {
@@ -147,20 +214,21 @@ impl Sockets {
     /// [`Code::Unavailable`] when the server is full, [`Code::RateLimited`] when the address has its share.
     pub fn open(self: &Arc<Self>, from: Address, limits: &Limits) -> Result<Ticket, Failure> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.values().sum::<usize>() >= limits.sockets {
+        if open.in_all >= limits.sockets {
             return Err(Failure::new(Code::Unavailable, "the server is full; try again later"));
         }
-        let count = open.entry(from).or_default();
+        let count = open.by_address.entry(from).or_default();
         if *count >= limits.sockets_per_address {
             return Err(Failure::new(Code::RateLimited, format!("this address has {count} connections already; close some")));
         }
         *count += 1;
+        open.in_all += 1;
         Ok(Ticket { sockets: self.clone(), from })
     }
 
     /// How many are open.
     pub fn len(&self) -> usize {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).in_all
     }
 
     /// Whether none is open.
@@ -178,10 +246,11 @@ pub struct Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut open = self.sockets.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.from) {
+        open.in_all -= 1;
+        if let Some(count) = open.by_address.get_mut(&self.from) {
             *count -= 1;
             if *count == 0 {
-                open.remove(&self.from);
+                open.by_address.remove(&self.from);
             }
         }
     }
@@ -207,11 +276,26 @@ mod tests {
     fn one_address_does_not_use_up_anothers_tries() {
         let rates = Rates::new(&Limits { sign_ins_per_minute: 2, ..Limits::default() });
         let (a, b) = (address("10.0.0.1"), address("10.0.0.2"));
-        assert_eq!((rates.sign_in(a), rates.sign_in(a)), (Ok(()), Ok(())));
-        assert_eq!(rates.sign_in(a).unwrap_err().code, Code::RateLimited);
-        rates.sign_in(b).unwrap();
+        assert_eq!((rates.sign_in(a, 0), rates.sign_in(a, 0)), (Ok(()), Ok(())));
+        assert_eq!(rates.sign_in(a, 0), Err(SignInLimit::Address));
+        rates.sign_in(b, 0).unwrap();
         rates.prune();
-        assert!(rates.sign_in(a).is_err(), "pruning does not forgive");
+        assert!(rates.sign_in(a, 0).is_err(), "pruning does not forgive");
+    }
+
+    #[test]
+    fn a_day_has_its_share_of_sign_ins_whoever_asks() {
+        let rates = Rates::new(&Limits { sign_ins_per_day_in_all: Some(2), ..Limits::default() });
+        let noon = 20_000 * DAY + DAY / 2;
+        for (now, from, expected) in [
+            (noon, "10.0.0.1", Ok(())),
+            (noon, "10.0.0.2", Ok(())),
+            (noon, "10.0.0.3", Err(SignInLimit::Day)),
+            (noon + DAY / 2 - 1, "10.0.0.4", Err(SignInLimit::Day)),
+            (noon + DAY / 2, "10.0.0.5", Ok(())),
+        ] {
+            assert_eq!(rates.sign_in(address(from), now), expected, "{now} {from}");
+        }
     }
 
     #[test]

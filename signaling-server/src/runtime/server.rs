@@ -7,8 +7,11 @@ use shared::domain::{
     id::{PeerId, RoomId, Secret},
     signal::{CreatedRoom, Filters, IceServer, PeerInfo, SignIn},
 };
+use shared::runtime::shutdown::Shutdown;
 use tokio_util::sync::CancellationToken;
 
+#[cfg(feature = "aws")]
+use super::user_pool::UserPool;
 use super::{
     auth::Auth,
     config::Config,
@@ -19,12 +22,16 @@ use super::{
     rate::{Address, Rates, Sockets},
     relay::{Link, Nats, OneProcess, Relay},
     store::{MemoryStore, RedbStore, Store, StoreError},
+    tls::Tls,
     turn_credentials::TurnIssuer,
 };
 use crate::domain::grant::{self, Change, Identity, PublicKey, Refusal, Room, TokenHash};
 
 /// How often a new room tries another id. With 128 random bits the first is free unless the randomness is broken.
 const ID_TRIES: usize = 3;
+/// The part of the time for going down in which users are still deleted.
+#[cfg(feature = "aws")]
+const GOODBYE: f64 = 0.8;
 
 /// The server's parts.
 pub struct Server {
@@ -34,8 +41,13 @@ pub struct Server {
     pub store: Arc<dyn Store>,
     /// Tokens.
     pub auth: Auth,
+    /// Where anonymous users are made, unless they are ours.
+    #[cfg(feature = "aws")]
+    pub pool: Option<UserPool>,
     /// TURN credentials, where there are TURN servers to give them for.
     pub turn: Option<TurnIssuer>,
+    /// How its own listeners are secured, if they are.
+    pub tls: Option<Arc<Tls>>,
     /// Registered sockets.
     pub hub: Arc<Hub>,
     /// Limits on rates.
@@ -76,7 +88,7 @@ impl Server {
     /// Opens what the configuration names.
     ///
     /// # Errors
-    /// [`Code::BadFile`] when a file cannot be used; as [`Nats::open`].
+    /// [`Code::BadFile`] when a file cannot be used; as [`Server::with`].
     pub async fn open(config: Config, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
         let common = Common::open(&config)?;
         Self::with(config, common, stop).await
@@ -85,21 +97,42 @@ impl Server {
     /// One of several servers that have these in common.
     ///
     /// # Errors
-    /// [`Code::BadFile`] when another file cannot be used; as [`Nats::open`].
+    /// [`Code::BadFile`] when another file cannot be used, [`Code::InvalidRequest`] when something elsewhere is not as it is configured; as
+    /// [`Nats::open`].
     pub async fn with(config: Config, Common { store, keys }: Common, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
         let turn = config.turn.clone().map(TurnIssuer::open).transpose()?;
+        let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
         let metrics = Arc::new(Metrics::new());
         let relay: Arc<dyn Relay> = match &config.nats {
             None => Arc::new(OneProcess::default()),
             Some(nats) => Nats::open(nats, metrics.clone()).await?,
         };
         let hub = Hub::new(config.limits.peers_per_room, relay, metrics.clone(), stop.clone());
+        #[cfg(feature = "aws")]
+        let (auth, pool) = match &config.cognito {
+            None => (Auth::local(&keys, config.token_ttl)?, None),
+            Some(settings) => {
+                let (pool, auth) = Box::pin(UserPool::open(&config, settings, metrics.clone())).await?;
+                (auth, Some(pool))
+            }
+        };
+        #[cfg(not(feature = "aws"))]
+        let auth = match &config.cognito {
+            None => Auth::local(&keys, config.token_ttl)?,
+            Some(_) => {
+                return Err(Failure::new(Code::InvalidRequest, "this webrtc-server was built without AWS: it knows no --auth cognito"));
+            }
+        };
+        let limits = config.limits.clone().for_users_of(config.cognito.is_some());
         Ok(Arc::new(Server {
-            auth: Auth::local(&keys, config.token_ttl)?,
-            rates: Rates::new(&config.limits),
+            auth,
+            #[cfg(feature = "aws")]
+            pool,
+            rates: Rates::new(&limits),
             sockets: Arc::default(),
             config,
             turn,
+            tls,
             store,
             hub,
             metrics,
@@ -115,21 +148,49 @@ impl Server {
     /// The caller that a bearer token stands for.
     ///
     /// # Errors
-    /// [`Code::Unauthorized`].
-    pub fn caller(&self, id_token: &str) -> Result<Identity, Failure> {
-        Ok(Identity { subject: self.auth.verify(id_token, self.now())?, key: None })
+    /// [`Code::Unauthorized`], [`Code::Unavailable`].
+    pub async fn caller(&self, id_token: &str) -> Result<Identity, Failure> {
+        Ok(Identity { subject: self.auth.verify(id_token, self.now()).await?.username, key: None })
+    }
+
+    /// Starts the tasks that look after what is elsewhere, until the shutdown.
+    pub fn attend(&self, shutdown: &Shutdown) {
+        #[cfg(feature = "aws")]
+        if let Some(pool) = &self.pool {
+            pool.attend(self.config.clock.clone(), self.config.timing.drain.mul_f64(GOODBYE), shutdown);
+        }
+        #[cfg(not(feature = "aws"))]
+        let _ = shutdown;
     }
 
     /// A new anonymous user.
     ///
     /// # Errors
     /// [`Code::RateLimited`], [`Code::Unavailable`].
-    pub fn sign_in(&self, from: Address) -> Result<SignIn, Failure> {
-        self.rates.sign_in(from)?;
-        let sign_in = self.auth.sign_in(self.now())?;
+    pub async fn sign_in(&self, from: Address) -> Result<SignIn, Failure> {
+        self.rates.sign_in(from, self.now()).inspect_err(|limit| self.metrics.sign_in_refused(*limit))?;
+        let sign_in = self.new_user().await?;
         self.metrics.sign_ins.increment(1);
         tracing::debug!(username = sign_in.username, %from, "signed in");
         Ok(sign_in)
+    }
+
+    async fn new_user(&self) -> Result<SignIn, Failure> {
+        #[cfg(feature = "aws")]
+        if let Some(pool) = &self.pool {
+            return pool.users.sign_in(&self.auth, self.now()).await;
+        }
+        self.auth.sign_in(self.now())
+    }
+
+    /// Has the users of rooms that have ended deleted, where they are not ours: without their rooms ours are nothing but names.
+    fn forget_users_of(&self, rooms: &[Room]) {
+        #[cfg(feature = "aws")]
+        if let Some(pool) = &self.pool {
+            pool.users.forget_those_of(rooms);
+        }
+        #[cfg(not(feature = "aws"))]
+        let _ = rooms;
     }
 
     /// A new room of the caller's.
@@ -188,8 +249,9 @@ impl Server {
     /// # Errors
     /// [`Code::RoomNotFound`], [`Code::Forbidden`], [`Code::Unavailable`].
     pub async fn delete_room(&self, caller: &Identity, id: &RoomId) -> Result<(), Failure> {
-        self.store.delete(self.now(), id, caller).await?;
+        let room = self.store.delete(self.now(), id, caller).await?;
         self.hub.expel(id, None, u64::MAX).await;
+        self.forget_users_of(&[room]);
         self.metrics.rooms_deleted.increment(1);
         tracing::info!(room = %id, "room deleted");
         Ok(())
@@ -233,6 +295,15 @@ impl Server {
         self.hub.link()
     }
 
+    /// Whether users can be made, in a word or two.
+    pub fn users_health(&self) -> &'static str {
+        #[cfg(feature = "aws")]
+        if self.pool.as_ref().is_some_and(|pool| pool.users.are_away()) {
+            return "not answering";
+        }
+        "ok"
+    }
+
     /// Whether the store answers.
     ///
     /// # Errors
@@ -254,10 +325,11 @@ impl Server {
             }
             self.rates.prune();
             match self.store.sweep(self.now()).await {
-                Ok(0) => {}
+                Ok(swept) if swept.is_empty() => {}
                 Ok(swept) => {
-                    self.metrics.rooms_swept.increment(swept as u64);
-                    tracing::info!(swept, "expired rooms removed");
+                    self.metrics.rooms_swept.increment(swept.len() as u64);
+                    self.forget_users_of(&swept);
+                    tracing::info!(swept = swept.len(), "expired rooms removed");
                 }
                 Err(error) => tracing::warn!(%error, "expired rooms could not be removed; trying again later"),
             }

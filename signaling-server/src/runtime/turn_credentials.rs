@@ -95,6 +95,11 @@ fn load(path: &Path) -> Result<TurnSecrets, Failure> {
     text.parse().map_err(|error: crate::domain::turn_credentials::BadSecrets| bad(error.to_string()))
 }
 
+/// Whether anybody may read it who should not. Root may let our group read what it keeps for us, as Kubernetes does with secrets.
+fn is_open_to_others(mode: u32, owner: u32) -> bool {
+    mode & (if owner == 0 { 0o037 } else { 0o077 }) != 0
+}
+
 /// The text of a small file that nobody but its owner can read.
 pub(super) fn read_private(path: &Path) -> io::Result<String> {
     // Looked at before it is opened: opening a pipe would wait for its other end.
@@ -102,8 +107,9 @@ pub(super) fn read_private(path: &Path) -> io::Result<String> {
         return Err(io::Error::other("it is not a regular file"));
     }
     let file = File::open(path)?;
-    let mode = file.metadata()?.mode();
-    if mode & 0o077 != 0 {
+    let metadata = file.metadata()?;
+    let mode = metadata.mode();
+    if is_open_to_others(mode, metadata.uid()) {
         return Err(io::Error::other(format!("others may read it (mode {:03o}); run chmod 600 on it", mode & 0o777)));
     }
     let mut bytes = Vec::new();
@@ -158,8 +164,13 @@ mod tests {
             assert!(failure.message.contains("turn-secret") && !failure.message.contains(OLD), "{failure}");
         };
         says("No such file");
-        write(&path, OLD, 0o640);
+        write(&path, OLD, 0o604);
         says("chmod 600");
+        for (mode, owner, open) in
+            [(0o600, 1000, false), (0o640, 1000, true), (0o440, 0, false), (0o640, 0, false), (0o660, 0, true), (0o444, 0, true)]
+        {
+            assert_eq!(is_open_to_others(mode, owner), open, "{mode:o} of {owner}");
+        }
         write(&path, "short", 0o600);
         says("openssl rand -hex 32");
         write(&path, &"#\n".repeat(10_000), 0o600);

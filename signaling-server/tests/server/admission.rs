@@ -139,6 +139,12 @@ async fn the_key_named_at_creation_owns_the_room_whoever_signed_in() {
     // Naming the key without proving it does not help.
     let mut liar = server.join(&room, &server.sign_in().await, "c").await;
     assert_eq!(liar.ask(json!({"type": "renew"})).await["code"], "FORBIDDEN");
+    assert_eq!(liar.ask(json!({"type": "delete_room"})).await["code"], "FORBIDDEN");
+    // Its owner deletes it where it is, without the token of the one who created it; everybody's socket is closed.
+    worker.send(json!({"type": "delete_room"})).await;
+    assert_eq!((worker.closed().await, liar.closed().await), (4410, 4410));
+    let mut late = server.connect().await;
+    assert_eq!(late.ask(register(&room, &creator, "w2")).await["code"], "ROOM_NOT_FOUND");
 }
 
 #[tokio::test]

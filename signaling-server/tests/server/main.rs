@@ -2,10 +2,12 @@
 
 mod abuse;
 mod admission;
+mod contract;
 mod nats;
 mod process;
 mod relay;
 mod rest;
 mod several;
 mod support;
+mod tls;
 mod turn;

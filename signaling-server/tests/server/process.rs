@@ -10,7 +10,12 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::support::{Api, register};
+use signaling_server::runtime::tls::TlsFiles;
+
+use super::{
+    support::{Api, register},
+    tls::Authority,
+};
 
 pub(super) struct Program {
     child: Child,
@@ -119,6 +124,51 @@ async fn a_second_signal_does_not_wait_for_anybody() {
     assert_eq!(worker.closed().await, 1012);
     program.signal("INT");
     assert_eq!(program.ended().await.code(), Some(130));
+}
+
+#[tokio::test]
+async fn a_probe_is_told_whether_the_server_can_serve() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut program = start(dir.path(), &[]);
+    // As in a container: the same variables as the server, and no URL.
+    let ask = || command(dir.path()).env("WEBRTC_SERVER_LISTEN", &program.api.address).arg("health").output().unwrap();
+    let healthy = ask();
+    assert_eq!(healthy.status.code(), Some(0));
+    assert_eq!(serde_json::from_slice::<Value>(&healthy.stdout).unwrap()["status"], "healthy");
+    program.child.kill().unwrap();
+    program.child.wait().unwrap();
+    let gone = command(dir.path()).env("WEBRTC_SERVER_LISTEN", &program.api.address).arg("health").output().unwrap();
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("the server at 127.0.0.1:"));
+}
+
+#[tokio::test]
+async fn a_hangup_reads_the_certificate_anew_and_ends_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let TlsFiles { cert, key } = authority.files();
+    let mut child = command(dir.path())
+        .args(["--listen", "127.0.0.1:0", "--json", "--store", "memory", "--tls-cert"])
+        .arg(cert)
+        .arg("--tls-key")
+        .arg(key)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let listening: Value = serde_json::from_str(&line).unwrap();
+    let address = listening["ws"].as_str().unwrap().strip_prefix("wss://").expect("it says that it speaks TLS").to_owned();
+    assert_eq!(listening["http"], format!("https://{address}"));
+    let program = Program { child, api: Api::at(address.clone()), log: None };
+    authority.connect(&address).await;
+    let asked = |url: &str| command(dir.path()).args(["health", url]).output().unwrap();
+    assert!(asked(&format!("https://{address}")).status.success(), "a probe asks over TLS, too");
+    assert_eq!(asked(&format!("http://{address}")).status.code(), Some(1));
+    // It looks by itself every 30 s, which is longer than the test waits.
+    let second = authority.issue();
+    program.signal("HUP");
+    authority.await_served(&address, &second).await;
 }
 
 #[tokio::test]

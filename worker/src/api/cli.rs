@@ -14,6 +14,7 @@ use shared::{
     domain::{
         error::{Code, Failure},
         ice::IceServers,
+        job::Outcome,
         message::HELD,
         network::{Host, Interfaces, NetworkSettings, PortRange},
     },
@@ -22,11 +23,17 @@ use shared::{
 use tokio::sync::mpsc;
 
 use super::{
+    health::{self, HealthArgs},
     network::NetworkArgs,
     store::{self, StoreArgs},
 };
 use crate::{
-    domain::{size::Size, trainer::TrainerSettings},
+    domain::{
+        size::Size,
+        span::Span,
+        stay::{Leave, Stay},
+        trainer::TrainerSettings,
+    },
     runtime::{
         agent::{self, AgentConfig, AgentEvent},
         room::write_private,
@@ -36,6 +43,9 @@ use crate::{
 
 /// How long connected clients and supervisors get to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
+
+/// How long the results of the one job of an ephemeral worker wait to be fetched while nobody is connected.
+const FETCH_WITHIN: Duration = Duration::from_secs(600);
 
 const LONG_ABOUT: &str = "\
 Opens a time-limited room on a signaling server, prints an invite, and runs the training jobs that invited clients submit.
@@ -50,10 +60,13 @@ Examples:
   webrtc-worker store --data-dir /data/worker            # which packages there are, and who uses them
   webrtc-worker store prune --older-than 7               # removes what nobody used for a week
 
-A worker that is stopped or killed and started again with the same --data-dir is in the same room, and its invites stay valid;
-trainings go on meanwhile.
+  webrtc-worker --ephemeral --idle-timeout 1h --data-dir $TMPDIR/worker
+      one job, then the end: for SLURM, a Kubernetes Job, a machine that costs money
 
-Exit codes: 0 ended on request · 1 internal error · 2 wrong usage or configuration · 3 unusable file · 4 no connection ·
+A worker that is stopped or killed and started again with the same --data-dir is in the same room, and its invites stay valid;
+trainings go on meanwhile. One that ends by itself (--ephemeral, --idle-timeout) closes its room, unless it is shared (--room-file).
+
+Exit codes: 0 ended on request or idle, or its one job completed or was stopped · 6 its one job failed · 7 it was cancelled · 1 internal error · 2 wrong usage or configuration · 3 unusable file · 4 no connection ·
 5 refused by the server · 8 no disk space";
 
 /// The command line.
@@ -70,6 +83,8 @@ pub struct Cli {
 enum Subcommands {
     /// Shows the packages that the worker keeps, and removes those that nobody uses; also while it runs
     Store(StoreArgs),
+    /// Says whether the worker of a data directory is alive; exits with 0 if it is
+    Health(HealthArgs),
     /// Runs one job; started by the worker itself.
     #[command(hide = true)]
     RunJob {
@@ -113,6 +128,15 @@ struct RunArgs {
     /// Seconds for which a client whose connection broke keeps its place in the queue and those of its unfinished uploads [default: 90]
     #[arg(long, value_name = "SECONDS")]
     hold: Option<u32>,
+    /// Take one job, and end when its results have been fetched, with the exit code of the job (6 failed, 7 cancelled)
+    #[arg(long, env = "WEBRTC_WORKER_EPHEMERAL", value_parser = super::network::switch, help_heading = "When to end")]
+    ephemeral: bool,
+    /// With --ephemeral: how long results wait to be fetched while no client is connected, such as 30m [default: 10m]
+    #[arg(long, env = "WEBRTC_WORKER_FETCH_WITHIN", value_name = "TIME", help_heading = "When to end")]
+    fetch_within: Option<Span>,
+    /// End when there was neither a job nor a client for so long, such as 30m
+    #[arg(long, env = "WEBRTC_WORKER_IDLE_TIMEOUT", value_name = "TIME", help_heading = "When to end")]
+    idle_timeout: Option<Span>,
     #[command(flatten)]
     network: NetworkArgs,
     /// Configuration file [default: ./webrtc-connect.toml, then the user's]
@@ -143,6 +167,9 @@ pub(super) struct Section {
     sharing: Option<bool>,
     keep_days: Option<u32>,
     hold: Option<u32>,
+    ephemeral: Option<bool>,
+    fetch_within: Option<Span>,
+    idle_timeout: Option<Span>,
     ice_servers: Option<IceServers>,
     relay_only: Option<bool>,
     advertise_ip: Option<Host>,
@@ -164,7 +191,11 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Some(Subcommands::RunJob { job }) => return run_job(&job),
         Some(Subcommands::Store(args)) => store::run(args),
-        None => run(cli.run),
+        Some(Subcommands::Health(args)) => health::run(&args),
+        None => match run(cli.run) {
+            Ok(leave) => return leave.map_or(ExitCode::SUCCESS, exit_code),
+            Err(failure) => Err(failure),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -172,6 +203,15 @@ pub fn main() -> ExitCode {
             eprintln!("error: {failure}");
             ExitCode::from(failure.code.exit_code())
         }
+    }
+}
+
+/// The client's, for the same outcome.
+fn exit_code(leave: Leave) -> ExitCode {
+    match leave {
+        Leave::Idle | Leave::Done(Outcome::Completed | Outcome::Stopped) => ExitCode::SUCCESS,
+        Leave::Done(Outcome::Failed) => ExitCode::from(Code::JobFailed.exit_code()),
+        Leave::Done(Outcome::Cancelled) => ExitCode::from(Code::JobCancelled.exit_code()),
     }
 }
 
@@ -189,7 +229,7 @@ fn run_job(job: &Path) -> ExitCode {
     }
 }
 
-fn run(args: RunArgs) -> Result<(), Failure> {
+fn run(args: RunArgs) -> Result<Option<Leave>, Failure> {
     telemetry::init("webrtc-worker", args.verbose, None)?;
     let (json, invite_file) = (args.json, args.invite_file.clone());
     let config = configure(args)?;
@@ -230,8 +270,18 @@ fn configure(args: RunArgs) -> Result<AgentConfig, Failure> {
         bind: section.bind,
         ca_file: section.ca_file,
     };
+    let ephemeral = args.ephemeral || section.ephemeral.unwrap_or(false);
+    let fetch_within = args.fetch_within.or(section.fetch_within);
+    if fetch_within.is_some() && !ephemeral {
+        return Err(Failure::new(Code::InvalidRequest, "--fetch-within goes with --ephemeral: other workers keep results for --keep-days"));
+    }
     Ok(AgentConfig {
         server,
+        stay: Stay {
+            one_job: ephemeral.then(|| fetch_within.map_or(FETCH_WITHIN, |span| span.0)),
+            idle: args.idle_timeout.or(section.idle_timeout).map(|span| span.0),
+        },
+        shared_room: args.room_file.is_some() || section.room_file.is_some(),
         room_file: args.room_file.or(section.room_file).unwrap_or_else(|| data_dir.join("room.json")),
         data_dir,
         name: args.name.or(section.name).unwrap_or_else(host_name),

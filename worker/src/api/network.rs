@@ -54,7 +54,7 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "ADDR", value_parser = parse_bind, help_heading = "Network")]
     pub bind: Vec<SocketAddr>,
 
-    /// Certificates (PEM) to trust in a TURN server over TLS, besides the system's
+    /// Certificates (PEM) to trust in the signaling server (https) and in TURN servers over TLS, besides the system's
     #[arg(long, env = "WEBRTC_CA_FILE", value_name = "FILE", value_parser = OsStringValueParser::new().map(PathBuf::from), help_heading = "Network")]
     pub ca_file: Option<PathBuf>,
 }
@@ -82,7 +82,7 @@ fn secret(text: &str) -> Result<Secret<String>, Infallible> {
     Ok(Secret::new(text.to_owned()))
 }
 
-fn switch(text: &str) -> Result<bool, &'static str> {
+pub(super) fn switch(text: &str) -> Result<bool, &'static str> {
     match text.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" | "on" => Ok(true),
         "" | "0" | "false" | "no" | "off" => Ok(false),

@@ -7,7 +7,8 @@
 //! * when its best model is copied to be sent while it goes on: [`checkpoint`]
 //! * how it ended: [`outcome`]
 //! * how fast a path is, for a plan: [`probe`]; whether a client is still there: [`pulse`]
-//! * sizes as people write them: [`size`]
+//! * when the worker leaves by itself: [`stay`]
+//! * sizes and times as people write them: [`size`], [`span`]
 //! * which GPUs a trainer sees: [`gpus`]
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -23,4 +24,6 @@ pub mod progress;
 pub mod pulse;
 pub mod script;
 pub mod size;
+pub mod span;
+pub mod stay;
 pub mod trainer;

@@ -18,7 +18,7 @@ use shared::{
         invite::{Grant, Invite},
         message::WorkerInfo,
         network::Network,
-        signal::{Metadata, Role, SignIn, ToPeer, ToServer},
+        signal::{Metadata, Role, ToPeer, ToServer},
     },
     runtime::{
         identity::Identity,
@@ -33,11 +33,12 @@ use shared::{
 };
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    beat::{Beat, Heart},
     doctor,
     gpu::Gpus,
     jobs::Jobs,
@@ -49,7 +50,11 @@ use super::{
     upload::Uploads,
     workspace::Workspace,
 };
-use crate::domain::{gpus, trainer::TrainerSettings};
+use crate::domain::{
+    gpus,
+    stay::{Departure, Leave, Scene, Stay},
+    trainer::TrainerSettings,
+};
 
 /// Between two renewals of the room, which lives for two hours unless told otherwise.
 const RENEW: Duration = Duration::from_secs(20 * 60);
@@ -57,6 +62,9 @@ const RENEW: Duration = Duration::from_secs(20 * 60);
 const REFRESH: Duration = Duration::from_secs(15);
 /// Between two clean-ups.
 const CLEAN_UP: Duration = Duration::from_secs(3600);
+/// Between two looks at whether to leave, and how long the server may take to close the room then.
+const LOOK: Duration = Duration::from_secs(1);
+const CLOSE: Duration = Duration::from_secs(5);
 /// How long results stay once they have been fetched, in seconds.
 const KEEP_FETCHED: u64 = 24 * 3600;
 /// Clients with a link at the same time.
@@ -86,6 +94,10 @@ pub struct AgentConfig {
     pub keep: u64,
     /// How long a client that is away keeps its session, its place in the queue and those of its unfinished uploads.
     pub hold: Duration,
+    /// When it leaves by itself, and closes its room.
+    pub stay: Stay,
+    /// Whether other workers may be in its room, which then stays open.
+    pub shared_room: bool,
     /// Trainers.
     pub trainers: TrainerSettings,
     /// This program, to start runners from.
@@ -116,19 +128,22 @@ pub enum AgentEvent {
     },
 }
 
-/// Runs until shutdown.
+/// Runs until shutdown, or until it leaves by itself; says why then.
 ///
 /// # Errors
 /// What makes going on pointless: an unusable folder or configuration, or a server that refuses for good.
-pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown: Shutdown) -> Result<(), Failure> {
+pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown: Shutdown) -> Result<Option<Leave>, Failure> {
     config.trainers.check()?;
     let stop = shutdown.token.clone();
-    let api = Arc::new(Api::new(&config.server)?);
+    let api = Arc::new(Api::trusting(&config.server, config.network.ca_file.as_deref())?.with_tokens_in(&config.data_dir));
     let identity = Arc::new(Identity::load_or_create(&config.data_dir.join("identity.json"))?);
     let store = Store::open(&config.data_dir.join("store"), config.quota)?
         .with_holds(Arc::new(Workspace::open(&config.data_dir)?))
         .with_sharing(config.sharing);
     let jobs = Jobs::open(&config.data_dir, config.trainers.clone(), config.exe.clone(), config.parallel, stop.clone()).await?;
+    if config.stay.one_job.is_some() {
+        jobs.take_one();
+    }
     let gpus = Arc::new(Gpus::new(config.visible_devices.clone()));
     gpus.look().await;
     let facts = Arc::new(Facts::new(&config, &identity, jobs.clone(), gpus.clone()));
@@ -146,10 +161,11 @@ pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown
         stop: stop.clone(),
     };
     let options = PeerOptions { server_ice: Some(api.ice_servers()), ..PeerOptions::new(&config.network, api.is_loopback())? };
-    let agent = Agent { config, api, identity, desk, facts, options, events, shutdown: shutdown.clone() };
+    let heart = Heart::new(&config.data_dir);
+    let agent = Agent { config, api, identity, desk, facts, options, heart, events, shutdown: shutdown.clone() };
     let watching = stop.clone();
     shutdown.spawn(async move { watching.run_until_cancelled(watch(&gpus)).await });
-    let result = stop.run_until_cancelled(agent.run(news)).await.unwrap_or(Ok(()));
+    let result = stop.run_until_cancelled(agent.run(news)).await.unwrap_or(Ok(None));
     stop.cancel();
     jobs.drain().await;
     result
@@ -170,6 +186,7 @@ struct Agent {
     desk: Desk,
     facts: Arc<Facts>,
     options: PeerOptions,
+    heart: Heart,
     events: mpsc::Sender<AgentEvent>,
     shutdown: Shutdown,
 }
@@ -182,6 +199,8 @@ struct Seat {
     answerer: Answerer,
     stop: CancellationToken,
     announced: bool,
+    /// Whether it is registered at this moment.
+    in_room: bool,
 }
 
 impl Drop for Seat {
@@ -191,7 +210,7 @@ impl Drop for Seat {
 }
 
 impl Agent {
-    async fn run(self, mut news: mpsc::Receiver<News>) -> Result<(), Failure> {
+    async fn run(self, mut news: mpsc::Receiver<News>) -> Result<Option<Leave>, Failure> {
         let (link_tx, mut links) = mpsc::channel(4);
         let places = Places::new(MAX_CLIENTS);
         let mut seat = self.take_seat(&link_tx, false).await?;
@@ -200,7 +219,10 @@ impl Agent {
         let mut renew = interval(RENEW);
         let mut refresh = interval(REFRESH);
         let mut clean_up = interval(CLEAN_UP);
-        for ticks in [&mut renew, &mut refresh, &mut clean_up] {
+        let mut departure = Departure::new(self.config.stay);
+        let began = Instant::now();
+        let mut look = interval(LOOK);
+        for ticks in [&mut renew, &mut refresh, &mut clean_up, &mut look] {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
         loop {
@@ -218,14 +240,18 @@ impl Agent {
                         tell_moved(&seat, &mut moved).await;
                     }
                     Some(SignalEvent::Alive) => tell_moved(&seat, &mut moved).await,
-                    Some(SignalEvent::Lost { failure, retry_in }) => { let _ = self.events.send(AgentEvent::Waiting { failure, retry_in }).await; }
+                    Some(SignalEvent::Lost { failure, retry_in }) => {
+                        seat.in_room = false;
+                        self.beat(false);
+                        let _ = self.events.send(AgentEvent::Waiting { failure, retry_in }).await;
+                    }
                     Some(SignalEvent::Refused(failure)) if failure.code == Code::RoomNotFound => {
                         tracing::warn!("the room is gone; a new one is opened, and invites of the old one are void");
                         seat = self.take_seat(&link_tx, true).await?;
                     }
                     Some(SignalEvent::Refused(failure)) => return Err(failure),
                     // At the end of the worker the connection ends with it, at times a moment before us.
-                    None if self.shutdown.token.is_cancelled() => return Ok(()),
+                    None if self.shutdown.token.is_cancelled() => return Ok(None),
                     None => return Err(Failure::new(Code::Internal, "the connection to the signaling server has ended")),
                 },
                 Some((peer, link)) = links.recv() => self.serve(&places, peer, link),
@@ -239,12 +265,57 @@ impl Agent {
                 }
                 _ = renew.tick() => { let _ = seat.signal.send(ToServer::Renew).await; }
                 _ = clean_up.tick() => self.clean_up(),
+                _ = look.tick(), if self.config.stay.is_limited() => {
+                    if let Some(leave) = departure.look(began.elapsed(), self.scene(&places)) {
+                        tracing::info!(?leave, "the worker leaves by itself");
+                        self.close_room(&mut seat).await;
+                        return Ok(Some(leave));
+                    }
+                }
                 _ = refresh.tick() => {
+                    self.beat(seat.in_room);
                     if self.facts.changed() {
                         let _ = seat.signal.send(ToServer::UpdateMetadata { metadata: self.facts.metadata(&seat.room) }).await;
                     }
                 }
             }
+        }
+    }
+
+    fn beat(&self, in_room: bool) {
+        self.heart.beat(Beat { in_room, jobs: self.desk.jobs.active() });
+    }
+
+    /// What there is that somebody may stay for.
+    fn scene(&self, places: &Places) -> Scene {
+        let clients = places.taken() + self.desk.present.expected(Instant::now());
+        Scene { clients, busy: self.desk.jobs.busy(), over: self.desk.jobs.over() }
+    }
+
+    /// Deletes the room, so that it admits nobody who would look for a worker in vain. Where the server is away, the room ends in its time.
+    async fn close_room(&self, seat: &mut Seat) {
+        if self.config.shared_room {
+            return;
+        }
+        let deleted = async {
+            seat.signal.send(ToServer::DeleteRoom).await?;
+            while let Some(event) = seat.events.recv().await {
+                match event {
+                    SignalEvent::Message(ToPeer::Error { code, message, .. }) => return Err(Failure::new(code, message)),
+                    // The server closes the sockets of a room that it deletes.
+                    SignalEvent::Lost { .. } | SignalEvent::Refused(_) => break,
+                    _ => {}
+                }
+            }
+            Ok(())
+        };
+        match timeout(CLOSE, deleted).await {
+            Ok(Ok(())) => tracing::info!(room = %seat.room.id, "the room is closed"),
+            Ok(Err(failure)) => tracing::warn!(%failure, "the room could not be closed; it ends in its time"),
+            Err(_) => tracing::warn!("the server did not say that it closed the room; it ends in its time"),
+        }
+        if let Err(error) = std::fs::remove_file(&self.config.room_file) {
+            tracing::warn!(%error, path = %self.config.room_file.display(), "the room's file cannot be removed");
         }
     }
 
@@ -272,6 +343,8 @@ impl Agent {
     }
 
     async fn registered(&self, seat: &mut Seat, expires_at: u64) {
+        seat.in_room = true;
+        self.beat(true);
         let _ = seat.signal.send(ToServer::Renew).await;
         if std::mem::replace(&mut seat.announced, true) {
             return;
@@ -301,9 +374,9 @@ impl Agent {
     async fn take_seat(&self, links: &mpsc::Sender<(PeerId, Link)>, anew: bool) -> Result<Seat, Failure> {
         let path = self.config.room_file.clone();
         let known = if anew { None } else { Room::load(&path, self.api.server(), &room::peer_id(&self.identity))? };
-        let (room, sign_in) = match known {
-            Some(room) => (room, None),
-            None => self.open_room(&path).await.map(|(room, sign_in)| (room, Some(sign_in)))?,
+        let room = match known {
+            Some(room) => room,
+            None => self.open_room(&path).await?,
         };
         let registration = Registration {
             room: room.id.clone(),
@@ -313,11 +386,11 @@ impl Agent {
             metadata: self.facts.metadata(&room),
         };
         let stop = self.shutdown.token.child_token();
-        let (signal, events) = connect(self.api.clone(), registration, self.identity.clone(), sign_in, stop.clone());
+        let (signal, events) = connect(self.api.clone(), registration, self.identity.clone(), stop.clone());
         let answerer =
             Answerer::new(room.id.clone(), room.peer.clone(), room.secret.clone(), self.identity.clone(), signal.clone(), links.clone())
                 .with_questions(self.doctor(stop.clone()));
-        Ok(Seat { room, signal, events, answerer, stop, announced: false })
+        Ok(Seat { room, signal, events, answerer, stop, announced: false, in_room: false })
     }
 
     /// Starts answering questions about this end, until `stop`.
@@ -330,11 +403,12 @@ impl Agent {
         questions
     }
 
-    async fn open_room(&self, path: &std::path::Path) -> Result<(Room, SignIn), Failure> {
+    async fn open_room(&self, path: &std::path::Path) -> Result<Room, Failure> {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         loop {
             match Room::create(path, &self.api, &self.identity, self.config.room_ttl).await {
                 Err(failure) if failure.is_transient() => {
+                    self.beat(false);
                     let retry_in = backoff.next_wait(u64::from_le_bytes(seal::random::<8>()?));
                     let _ = self.events.send(AgentEvent::Waiting { failure, retry_in }).await;
                     sleep(retry_in).await;

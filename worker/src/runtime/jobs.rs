@@ -28,13 +28,13 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::outlook::Outlook;
-use self::table::{Job, RunnerEnd, Table};
+use self::table::{Door, Job, RunnerEnd, Table};
 use super::{
     checkpoint, journal, now_ms,
     runner::{self, Attached, End},
     workspace::{Ended, JobDir, JobRecord, Workspace},
 };
-use crate::domain::trainer::TrainerSettings;
+use crate::domain::{stay::Over, trainer::TrainerSettings};
 
 /// Jobs that may wait or run at the same time.
 const MAX_ACTIVE: usize = 100;
@@ -111,9 +111,7 @@ impl Jobs {
             self.publish();
             return Ok((self.status(&id)?, true));
         }
-        if table.jobs.values().filter(|job| !job.is_over()).count() >= MAX_ACTIVE {
-            return Err(outlook::too_many());
-        }
+        table.may_enter()?;
         let record = JobRecord {
             job: id.clone(),
             spec,
@@ -131,8 +129,7 @@ impl Jobs {
         dir.create()?;
         dir.set_record(&record)?;
         tracing::info!(job = %id, name = %record.spec.name, bytes = package.bytes, "a job was submitted");
-        table.queue.insert(record.order, id.clone());
-        table.jobs.insert(id.clone(), Job::new(dir, record, 0));
+        table.enter(Job::new(dir, record, 0))?;
         drop(table);
         Ok((self.status(&id)?, false))
     }
@@ -195,6 +192,27 @@ impl Jobs {
         let table = self.table();
         let newest: Vec<&JobId> = table.queue.values().rev().take(most).collect();
         newest.into_iter().rev().filter_map(|id| table.jobs.get(id)).map(|job| table.status_of(job)).collect()
+    }
+
+    /// Takes one job from now on: one that is here and not over, or else the first that comes.
+    pub fn take_one(&self) {
+        let mut table = self.table();
+        let here = table.queue.values().find(|id| table.jobs.get(*id).is_some_and(|job| !job.is_over())).cloned();
+        table.door = here.map_or(Door::One, Door::Shut);
+    }
+
+    /// How the one job ended, once it has.
+    pub fn over(&self) -> Option<Over> {
+        let table = self.table();
+        let Door::Shut(one) = &table.door else { return None };
+        let job = table.jobs.get(one).filter(|job| !job.started)?;
+        let JobState::Ended { outcome } = job.record.state else { return None };
+        Some(Over { outcome, unfetched: job.record.results.is_some() && job.record.fetched_at.is_none() })
+    }
+
+    /// Whether a job runs, or waits for its turn.
+    pub fn busy(&self) -> bool {
+        self.table().jobs.values().any(|job| job.started || matches!(job.record.state, JobState::Queued { .. } | JobState::Running))
     }
 
     /// Jobs that run or wait.
@@ -526,6 +544,32 @@ mod tests {
         assert_eq!(needed, HashSet::from([Hash([3; 32]), Hash([4; 32])]));
         let left: Vec<String> = jobs.list(10).into_iter().map(|status| status.job.to_string()).collect();
         assert_eq!(left, ["job3", "job4"]);
+    }
+
+    #[tokio::test]
+    async fn a_worker_for_one_job_refuses_another_unless_the_first_was_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let workspace = Workspace::open(folder.path()).unwrap();
+        record(&workspace, 1, JobState::Ended { outcome: Outcome::Failed }, Some(1), None);
+        let settings = TrainerSettings::default();
+        let jobs = Jobs::open(folder.path(), settings, "no-runner-is-started".into(), 1, CancellationToken::new()).await.unwrap();
+        let package = ManifestSummary { id: Hash([250; 32]), encoded_len: 1, files: 1, chunks: 1, bytes: 1 };
+        let spec = |name: &str| JobSpec { name: name.into(), trainer: None, configs: vec![], labels: None, attempt: 0 };
+        let submit = |name: &str| jobs.submit(spec(name), package, "anna").map(|(status, _)| status.job);
+        jobs.take_one();
+        assert_eq!(jobs.outlook(&spec("a"), &package).unwrap().refused, None);
+        let first = submit("a").unwrap();
+        let refused = submit("b").unwrap_err();
+        assert_eq!(refused.code, Code::Unavailable);
+        assert_eq!(jobs.outlook(&spec("b"), &package).unwrap().refused, Some(refused));
+        assert_eq!(submit("a").unwrap(), first, "the same job again is no other");
+        jobs.left(&first, Instant::now() - Duration::from_secs(1));
+        let second = submit("b").unwrap();
+        assert_eq!(jobs.status(&first).unwrap().state, JobState::Ended { outcome: Outcome::Cancelled });
+        assert_eq!(jobs.over(), None, "the one job is another now");
+        jobs.command(&second, "c".parse().unwrap(), Command::Cancel).await.unwrap();
+        assert_eq!(jobs.over(), Some(Over { outcome: Outcome::Cancelled, unfetched: false }));
+        assert!(submit("c").is_err());
     }
 
     #[tokio::test]

@@ -10,12 +10,13 @@
 //! * the runner, and the agent's handle to it: [`runner`]
 //! * the trainer's process group: [`trainer`], [`processes`]; its output: [`tail`]; its sockets: [`progress`]
 //! * its best models while it goes on: [`checkpoint`]
-//! * what the machine has: [`gpu`]
+//! * what the machine has: [`gpu`]; that the agent is alive: [`beat`]
 //! * the agent: [`agent`] keeps the worker in its [`room`]; [`jobs`] is the queue; [`session`] serves one client's link,
 //!   which has one of its [`places`] and is of a session in [`presence`]; [`plan`] answers what a submission would do,
 //!   `doctor` how this end of the network looks
 
 pub mod agent;
+pub mod beat;
 mod checkpoint;
 mod doctor;
 mod follow;

@@ -18,6 +18,8 @@ struct Present {
     replaced: CancellationToken,
     /// When it has no link: until when it is held.
     held_until: Option<Instant>,
+    /// Whether its client is expected back, having said no goodbye.
+    expected: bool,
 }
 
 /// A link's part in its session.
@@ -36,19 +38,27 @@ impl Presence {
         let old = present.get(&session).filter(|old| old.client == client);
         let resumed = old.map(|old| old.replaced.cancel()).is_some();
         let replaced = CancellationToken::new();
-        present.insert(session, Present { client, replaced: replaced.clone(), held_until: None });
+        present.insert(session, Present { client, replaced: replaced.clone(), held_until: None, expected: true });
         Entered { replaced, resumed }
     }
 
-    /// A link has ended: its session is held until then. `false`: it has a newer link, so its client has not left.
-    pub fn leave(&self, session: &SessionId, replaced: &CancellationToken, held_until: Instant) -> bool {
+    /// A link has ended: its session is held until then; `farewell`: its client has said that it leaves. `false`: it has a newer link, so its
+    /// client has not left.
+    pub fn leave(&self, session: &SessionId, replaced: &CancellationToken, held_until: Instant, farewell: bool) -> bool {
         if replaced.is_cancelled() {
             return false;
         }
         if let Some(own) = self.0.lock().expect("no panic happens under this lock").get_mut(session) {
             own.held_until = Some(held_until);
+            own.expected = !farewell;
         }
         true
+    }
+
+    /// Clients that have lost their link and are still expected back.
+    pub fn expected(&self, now: Instant) -> usize {
+        let present = self.0.lock().expect("no panic happens under this lock");
+        present.values().filter(|present| present.expected && present.held_until.is_some_and(|until| now < until)).count()
     }
 }
 
@@ -71,9 +81,22 @@ mod tests {
             let (presence, now) = (Presence::default(), Instant::now());
             let first = presence.enter(session(), ANNA, now);
             assert!(!first.resumed);
-            assert!(presence.leave(&session(), &first.replaced, now + Duration::from_secs(90)));
+            assert!(presence.leave(&session(), &first.replaced, now + Duration::from_secs(90), false));
             assert_eq!(presence.enter(session(), ANNA, now + Duration::from_secs(away)).resumed, resumed, "{away} s");
         }
+    }
+
+    #[test]
+    fn who_lost_the_link_is_expected_back_for_a_while_and_who_said_goodbye_is_not() {
+        let (presence, now) = (Presence::default(), Instant::now());
+        let after = |seconds| now + Duration::from_secs(seconds);
+        let lost = presence.enter(session(), ANNA, now);
+        assert_eq!(presence.expected(now), 0, "it is here");
+        presence.leave(&session(), &lost.replaced, after(90), false);
+        assert_eq!((presence.expected(after(89)), presence.expected(after(90))), (1, 0));
+        let back = presence.enter(session(), ANNA, after(10));
+        presence.leave(&session(), &back.replaced, after(90), true);
+        assert_eq!(presence.expected(after(11)), 0);
     }
 
     #[test]
@@ -92,7 +115,7 @@ mod tests {
         let first = presence.enter(session(), ANNA, now);
         let second = presence.enter(session(), ANNA, now);
         assert!(second.resumed && first.replaced.is_cancelled());
-        assert!(!presence.leave(&session(), &first.replaced, now + Duration::from_secs(90)));
+        assert!(!presence.leave(&session(), &first.replaced, now + Duration::from_secs(90), false));
         assert!(presence.enter(session(), ANNA, now + Duration::from_secs(1000)).resumed);
     }
 }

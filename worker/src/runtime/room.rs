@@ -17,7 +17,7 @@ use shared::{
         error::{Code, Failure},
         id::{PeerId, RoomId, Secret, hex},
         invite::{Grant, Invite},
-        signal::{CreateRoom, SignIn},
+        signal::CreateRoom,
     },
     runtime::{identity::Identity, seal, signal::Api},
 };
@@ -74,10 +74,9 @@ impl Room {
     ///
     /// # Errors
     /// What the server says, [`Code::NoConnection`], or [`Code::BadFile`].
-    pub async fn create(path: &Path, api: &Api, identity: &Identity, ttl_seconds: Option<u64>) -> Result<(Self, SignIn), Failure> {
-        let sign_in = api.sign_in().await?;
+    pub async fn create(path: &Path, api: &Api, identity: &Identity, ttl_seconds: Option<u64>) -> Result<Self, Failure> {
         let request = CreateRoom { ttl_seconds, public_key: Some(identity.signing_public()) };
-        let created = api.create_room(&sign_in.id_token, &request).await?;
+        let created = api.create_room(&request).await?;
         let room = Room {
             id: created.room_id,
             token: created.token,
@@ -86,7 +85,7 @@ impl Room {
             server: api.server().to_owned(),
         };
         room.save(path)?;
-        Ok((room, sign_in))
+        Ok(room)
     }
 
     /// The invite that grants this.

@@ -134,11 +134,12 @@ pub async fn serve(desk: Desk, link: Link, peer: PeerId, options: PeerOptions, d
     };
     tracing::info!(%peer, grant = %session.grant, "a client has connected");
     let end = session.run(&mut control, &carrier, proven.remote_key, &doubt).await;
+    let farewell = end.is_ok();
     match end {
         Ok(()) => tracing::info!(%peer, "the client has left"),
         Err(failure) => tracing::info!(%peer, %failure, "the client's link has ended"),
     }
-    session.leave();
+    session.leave(farewell);
     stop.cancel();
     session.steps.lock().expect("no panic happens under this lock").clear();
     tasks.close();
@@ -304,9 +305,9 @@ impl Session {
         }
     }
 
-    fn leave(&mut self) {
+    fn leave(&mut self, farewell: bool) {
         let held_until = self.heard + self.desk.hold + ALLOWANCE;
-        let left = self.id.as_ref().is_some_and(|(id, replaced)| self.desk.present.leave(id, replaced, held_until));
+        let left = self.id.as_ref().is_some_and(|(id, replaced)| self.desk.present.leave(id, replaced, held_until, farewell));
         if !left {
             return;
         }

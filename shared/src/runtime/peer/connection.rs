@@ -104,7 +104,7 @@ impl PeerOptions {
             advertise: network.advertise.clone(),
             here,
             relay_only: network.relay_only,
-            trust: network.ca_file.as_deref().map(Trust::with_file).transpose()?.unwrap_or_default(),
+            trust: Trust::with(network.ca_file.as_deref())?,
             ..PeerOptions::default()
         })
     }

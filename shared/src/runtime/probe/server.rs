@@ -10,10 +10,7 @@ use tokio::time::timeout;
 use super::{LONGEST, ask};
 use crate::{
     domain::probe::{Layer, Outcome, Step},
-    runtime::{
-        peer::turn::Trust,
-        signal::{Api, Health},
-    },
+    runtime::signal::{Api, Health},
 };
 
 /// How long one step may take.
@@ -44,7 +41,7 @@ async fn walk(api: &Api, steps: &mut Vec<Step>) -> Option<i64> {
     };
     let stream = step(steps, Layer::Tcp, connecting).await?;
     if secure {
-        step(steps, Layer::Tls, ask::secure(&Trust::default(), &host, stream)).await?;
+        step(steps, Layer::Tls, ask::secure(api.trust(), &host, stream)).await?;
     }
     let Health { date } = step(steps, Layer::Http, async { api.health().await.map_err(|detail| Outcome::Strange { detail }) }).await?;
     step(steps, Layer::WebSocket, async { api.greet().await.map_err(|detail| Outcome::Strange { detail }) }).await;

@@ -52,7 +52,8 @@ impl Api {
     /// Why it does not open, in a few words.
     pub async fn greet(&self) -> Result<(), String> {
         // Boxed: the handshake's future has 20 kB.
-        match Box::pin(tokio_tungstenite::connect_async(self.websocket_url())).await {
+        let opening = tokio_tungstenite::connect_async_tls_with_config(self.websocket_url(), None, false, Some(self.connector.clone()));
+        match Box::pin(opening).await {
             Ok((mut socket, _)) => {
                 // It works; how it ends does not matter.
                 let _ = socket.close(None).await;

@@ -71,7 +71,7 @@ async fn a_room_id_is_free_again_once_its_room_has_expired(Fixture { store, .. }
     assert_eq!(store.create(1099, room("r", 1099, 100)).await, Err(StoreError::Exists));
     store.create(1100, room("r", 1100, 50)).await.unwrap();
     assert_eq!(store.get(1100, &id("r")).await.unwrap().unwrap().expires_at, 1150);
-    assert_eq!(store.sweep(1100 + GRACE).await.unwrap(), 0, "the first room's expiry is forgotten");
+    assert_eq!(store.sweep(1100 + GRACE).await.unwrap(), [], "the first room's expiry is forgotten");
 }
 
 async fn only_the_owner_renews_and_also_shortly_after_expiry(Fixture { store, .. }: &Fixture) {
@@ -142,9 +142,9 @@ async fn concurrent_claims_stop_at_the_cap(Fixture { store, .. }: &Fixture) {
 async fn a_sweep_takes_what_is_gone_and_nothing_else(Fixture { store, .. }: &Fixture) {
     store.create(1000, room("short", 1000, 100)).await.unwrap();
     store.create(1000, room("long", 1000, 500)).await.unwrap();
-    assert_eq!(store.sweep(1099 + GRACE).await.unwrap(), 0);
-    assert_eq!(store.sweep(1100 + GRACE).await.unwrap(), 1);
-    assert_eq!(store.sweep(1100 + GRACE).await.unwrap(), 0);
+    assert_eq!(store.sweep(1099 + GRACE).await.unwrap(), []);
+    assert_eq!(store.sweep(1100 + GRACE).await.unwrap(), [room("short", 1000, 100)]);
+    assert_eq!(store.sweep(1100 + GRACE).await.unwrap(), []);
     store.change(1000, &id("long"), &who("owner"), Change::Renew { ttl: None }).await.unwrap();
     assert_eq!(store.change(1000, &id("short"), &who("owner"), Change::Renew { ttl: None }).await, Err(Refusal::NoRoom.into()));
 }
@@ -152,8 +152,8 @@ async fn a_sweep_takes_what_is_gone_and_nothing_else(Fixture { store, .. }: &Fix
 async fn a_renewed_room_is_not_swept_by_its_old_expiry(Fixture { store, .. }: &Fixture) {
     store.create(1000, room("r", 1000, 100)).await.unwrap();
     store.change(1050, &id("r"), &who("owner"), Change::Renew { ttl: Some(1000) }).await.unwrap();
-    assert_eq!(store.sweep(1100 + GRACE).await.unwrap(), 0);
-    assert_eq!(store.sweep(2050 + GRACE).await.unwrap(), 1);
+    assert_eq!(store.sweep(1100 + GRACE).await.unwrap(), []);
+    assert_eq!(store.sweep(2050 + GRACE).await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -49,11 +49,8 @@ impl MemoryStore {
         Ok(rooms.remove(id).ok_or(Refusal::NoRoom)?)
     }
 
-    fn sweep_now(&self, now: u64) -> usize {
-        let mut rooms = self.rooms();
-        let before = rooms.len();
-        rooms.retain(|_, room| !room.is_gone(now));
-        before - rooms.len()
+    fn sweep_now(&self, now: u64) -> Vec<Room> {
+        self.rooms().extract_if(|_, room| room.is_gone(now)).map(|(_, room)| room).collect()
     }
 }
 
@@ -78,7 +75,7 @@ impl Store for MemoryStore {
         ready(self.delete_now(now, id, caller))
     }
 
-    fn sweep(&self, now: u64) -> Answer<'_, usize> {
+    fn sweep(&self, now: u64) -> Answer<'_, Vec<Room>> {
         ready(Ok(self.sweep_now(now)))
     }
 }

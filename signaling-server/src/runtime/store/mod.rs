@@ -62,6 +62,6 @@ pub trait Store: Send + Sync {
     /// Deletes the room, for its owner; returns what it was.
     fn delete(&self, now: u64, id: &RoomId, caller: &Identity) -> Answer<'_, Room>;
 
-    /// Removes rooms that are gone; says how many. One call may leave some for the next.
-    fn sweep(&self, now: u64) -> Answer<'_, usize>;
+    /// Removes rooms that are gone; returns what they were. One call may leave some for the next.
+    fn sweep(&self, now: u64) -> Answer<'_, Vec<Room>>;
 }

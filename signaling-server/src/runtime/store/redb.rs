@@ -150,11 +150,11 @@ impl Store for RedbStore {
         })
     }
 
-    fn sweep(&self, now: u64) -> Answer<'_, usize> {
+    fn sweep(&self, now: u64) -> Answer<'_, Vec<Room>> {
         self.on_disk(move |database| {
             let gone_before = now.saturating_sub(GRACE).saturating_add(1);
             if now < GRACE {
-                return Ok(0);
+                return Ok(Vec::new());
             }
             write(database, |writer| {
                 let mut gone = Vec::new();
@@ -163,11 +163,14 @@ impl Store for RedbStore {
                     let (expires_at, id) = key.value();
                     gone.push((expires_at, id.to_owned()));
                 }
+                let mut swept = Vec::with_capacity(gone.len());
                 for (expires_at, id) in &gone {
-                    writer.rooms.remove(id.as_str()).map_err(broken)?;
+                    // One that cannot be read any more goes, too.
+                    let removed = writer.rooms.remove(id.as_str()).map_err(broken)?;
+                    swept.extend(removed.and_then(|bytes| decode(bytes.value()).ok()));
                     writer.expiry.remove((*expires_at, id.as_str())).map_err(broken)?;
                 }
-                Ok(gone.len())
+                Ok(swept)
             })
         })
     }

@@ -9,7 +9,7 @@ use shared::domain::{
     manifest::ManifestSummary,
 };
 
-use super::{Jobs, MAX_ACTIVE};
+use super::Jobs;
 use crate::{
     domain::trainer::{Trainer, TrainerSettings},
     runtime::workspace::plan_of,
@@ -49,8 +49,7 @@ impl Jobs {
         let own = table.jobs.get(&job).map_or(u64::MAX, |job| job.record.order);
         let waits = |state: JobState| matches!(state, JobState::Queued { .. } | JobState::Running);
         let ahead = table.jobs.values().filter(|other| other.record.order < own && waits(other.record.state)).count() as u32;
-        let active = table.jobs.values().filter(|job| !job.is_over()).count();
-        let refused = (known.is_none() && active >= MAX_ACTIVE).then(too_many);
+        let refused = known.is_none().then(|| table.may_enter().err()).flatten();
         let running = table.queue.values().filter_map(|id| table.jobs.get(id)).filter(|job| job.record.state == JobState::Running);
         Ok(Outlook {
             running: running.take(MAX_NAMES).map(|job| job.record.spec.name.clone()).collect(),
@@ -79,8 +78,4 @@ impl Jobs {
 /// A job that runs or is over waits for nobody.
 fn waits_for_others(state: JobState) -> bool {
     matches!(state, JobState::Uploading | JobState::Queued { .. })
-}
-
-pub(super) fn too_many() -> Failure {
-    Failure::new(Code::RateLimited, format!("the worker has {MAX_ACTIVE} jobs waiting already; try again later"))
 }

@@ -13,6 +13,7 @@ use shared::domain::{
 };
 use tokio::{sync::watch, time::Instant};
 
+use super::MAX_ACTIVE;
 use crate::runtime::{
     journal::Journal,
     now_ms,
@@ -25,6 +26,20 @@ pub(super) struct Table {
     /// By order of submission.
     pub(super) queue: BTreeMap<u64, JobId>,
     pub(super) jobs: HashMap<JobId, Job>,
+    /// Whether it takes any job.
+    pub(super) door: Door,
+}
+
+/// Which new jobs are taken.
+#[derive(Default)]
+pub(super) enum Door {
+    /// All.
+    #[default]
+    Open,
+    /// One, and none has come.
+    One,
+    /// None but this one, which is here.
+    Shut(JobId),
 }
 
 pub(super) struct Job {
@@ -55,6 +70,46 @@ impl Table {
         self.jobs.get_mut(id).ok_or_else(|| unknown(id))
     }
 
+    /// Whether a job that is not here would be taken.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn may_enter(&self) -> Result<(), Failure> {
+        if let Door::Shut(one) = &self.door
+            && !self.jobs.get(one).is_some_and(Job::is_abandoned)
+        {
+            return Err(Failure::new(Code::Unavailable, "this worker takes one job, and has it; submit to another worker"));
+        }
+        if self.jobs.values().filter(|job| !job.is_over()).count() >= MAX_ACTIVE {
+            return Err(Failure::new(Code::RateLimited, format!("the worker has {MAX_ACTIVE} jobs waiting already; try again later")));
+        }
+        Ok(())
+    }
+
+    /// A new job.
+    ///
+    /// # Errors
+    /// When the one before it, whose client stayed away, cannot be ended.
+    pub(super) fn enter(&mut self, job: Job) -> Result<(), Failure> {
+        let before = match std::mem::take(&mut self.door) {
+            Door::Open => None,
+            Door::One => {
+                self.door = Door::Shut(job.id());
+                None
+            }
+            Door::Shut(one) => {
+                self.door = Door::Shut(job.id());
+                Some(one)
+            }
+        };
+        if let Some(before) = before.and_then(|id| self.jobs.get_mut(&id)) {
+            before.end_by_agent(Outcome::Cancelled, "its package did not come, and another job took its place")?;
+        }
+        self.queue.insert(job.record.order, job.id());
+        self.jobs.insert(job.id(), job);
+        Ok(())
+    }
+
     pub(super) fn next_order(&self) -> u64 {
         self.queue.last_key_value().map_or(1, |(order, _)| order + 1)
     }
@@ -63,8 +118,9 @@ impl Table {
     pub(super) fn renew_place(&mut self, id: &JobId) -> Result<(), Failure> {
         let next = self.next_order();
         let job = self.job_mut(id)?;
-        let lapsed = job.held_until.take().is_some_and(|until| until < Instant::now());
-        if job.record.state == JobState::Uploading && lapsed && job.record.order + 1 != next {
+        let lapsed = job.is_abandoned();
+        job.held_until = None;
+        if lapsed && job.record.order + 1 != next {
             let old = std::mem::replace(&mut job.record.order, next);
             job.dir.set_record(&job.record)?;
             self.queue.remove(&old);
@@ -108,6 +164,11 @@ impl Job {
 
     pub(super) fn id(&self) -> JobId {
         self.record.job.clone()
+    }
+
+    /// Whether its client has stayed away from its upload for longer than its place is held.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.record.state == JobState::Uploading && self.held_until.is_some_and(|until| until < Instant::now())
     }
 
     pub(super) fn is_over(&self) -> bool {

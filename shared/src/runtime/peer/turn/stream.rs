@@ -40,7 +40,7 @@ const STAGGER: Duration = Duration::from_millis(250);
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: u32 = 15_000;
 
-/// Whom to trust as a TURN server over TLS: the system's certificates, and more from a file. Clones share it.
+/// Whom to trust as a server over TLS: the system's certificates, and more from a file. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Trust {
     extra: Arc<Vec<CertificateDer<'static>>>,
@@ -48,6 +48,14 @@ pub struct Trust {
 }
 
 impl Trust {
+    /// The system's certificates, and those of a file where one is named.
+    ///
+    /// # Errors
+    /// As [`with_file`](Self::with_file).
+    pub fn with(file: Option<&Path>) -> Result<Self, Failure> {
+        file.map_or_else(|| Ok(Self::default()), Self::with_file)
+    }
+
     /// The system's certificates and those of a file (PEM).
     ///
     /// # Errors
