@@ -7,7 +7,7 @@ use shared::{
     domain::{
         id::JobId,
         job::{JobSpec, JobState},
-        transfer::{WholeChunk, WholeManifest},
+        transfer::WholeChunk,
     },
     runtime::{
         files::Source,
@@ -45,7 +45,7 @@ fn put(data: &Path, store: &Store, owner: &str, bytes: &[u8], days: u64) -> Pack
     let encoded = manifest.encode();
     let summary = manifest.summary(&encoded);
     let Begun::New(announced) = store.begin(owner, &summary).unwrap() else { panic!("it is new") };
-    let partial = announced.accept(WholeManifest { manifest, encoded }).unwrap();
+    let partial = announced.accept(manifest).unwrap();
     let mut reader = source.reader(partial.manifest().clone()).unwrap();
     for index in 0..partial.places().len() {
         let place = partial.places().get(index).unwrap();

@@ -17,7 +17,7 @@
 use std::time::Duration;
 
 /// The most connections of a transfer; and on a path shorter than this, where a lost packet costs little.
-const MOST: u32 = 32;
+const MOST: u32 = 64;
 const MOST_SHORT: u32 = 4;
 const SHORT: Duration = Duration::from_millis(2);
 /// From one connection to so many: the step that costs little and helps most.
@@ -25,6 +25,13 @@ const FIRST_STEP: u32 = 4;
 /// A path so long gets them at once, for a transfer of so many bytes: opening takes some ten round trips.
 const LONG: Duration = Duration::from_millis(10);
 const LARGE: u64 = 16 << 20;
+/// On a very long one, so many for each time this that its round trip takes, up to a number: what one connection carries of a lossy path
+/// shrinks with the round trip, and so does the number of tries that there is time for.
+const SPAN: Duration = Duration::from_millis(50);
+const MOST_AT_ONCE: u32 = 16;
+/// A connection of a path that is longer than that and has less than this under way is one of a narrow path, or, more often, one that a packet in
+/// a hundred keeps so: then the next step is a large one.
+const LITTLE: f64 = 32768.0;
 /// The first connection has found its rate when it grew by less than this from one window to the next.
 const RISING: f64 = 1.5;
 /// What more connections must bring to be worth it.
@@ -90,6 +97,15 @@ struct Before {
     rate: f64,
 }
 
+/// How many connections a transfer of so many bytes has from the start.
+pub fn at_once(round_trip: Duration, bytes: u64) -> u32 {
+    if round_trip < LONG || bytes < LARGE {
+        return 1;
+    }
+    let spans = round_trip.as_millis() / SPAN.as_millis();
+    (FIRST_STEP * spans.clamp(1, u128::from(MOST_AT_ONCE)) as u32).min(MOST_AT_ONCE)
+}
+
 impl Default for Growth {
     fn default() -> Self {
         Growth { connections: 1, best: 0.0, pause: PAUSE, phase: Phase::Settling { changed: Duration::ZERO, open: None, before: None } }
@@ -100,14 +116,16 @@ impl Growth {
     /// How many connections to have.
     pub fn handle_look(&mut self, look: Look) -> u32 {
         let Look { now, carried, round_trip, .. } = look;
-        if self.connections < FIRST_STEP && round_trip >= LONG && look.left >= LARGE {
-            self.connections = FIRST_STEP;
+        let first = at_once(round_trip, look.left);
+        if self.connections == 1 && first > 1 {
+            self.connections = first;
             self.phase = Phase::Settling { changed: now, open: None, before: None };
         }
         let window = (round_trip * 5).clamp(Duration::from_millis(250), Duration::from_millis(1500));
         match self.phase {
             Phase::Settling { changed, open: None, before } => {
-                if (look.open >= self.connections || now >= changed + OPENING) && carried > 0 {
+                // On a lossy path there is always one that takes longer.
+                if (look.open >= self.connections - self.connections / 8 || now >= changed + OPENING) && carried > 0 {
                     self.phase = Phase::Settling { changed, open: Some(now), before };
                 }
             }
@@ -170,8 +188,9 @@ impl Growth {
             self.rest(look, Duration::ZERO);
             return;
         }
+        let little = look.round_trip > SPAN && rate * look.round_trip.as_secs_f64() < LITTLE * f64::from(had);
         let step = match before {
-            None if had < FIRST_STEP => FIRST_STEP,
+            None if had < FIRST_STEP || little => FIRST_STEP,
             Some(_) if gain >= MUCH => FIRST_STEP,
             _ => 2,
         };
@@ -214,8 +233,17 @@ mod tests {
 
     #[test]
     fn a_lossy_path_gets_as_many_as_help() {
-        assert_eq!(run(2e9, 50, |_, n| 1.4e6 * f64::from(n)), [1, 4, 8, 32]);
+        assert_eq!(run(2e9, 50, |_, n| 1.4e6 * f64::from(n)), [1, 4, 8, 32, 64]);
         assert_eq!(run(250e6, 30, |_, n| (1.8e6 * f64::from(n)).min(11e6)), [1, 4, 8, 16, 8], "the last step is taken back");
+    }
+
+    #[test]
+    fn a_very_long_lossy_path_gets_many_at_once_and_all_in_the_next_step() {
+        assert_eq!(run(250e6, 200, |_, n| 0.08e6 * f64::from(n)), [1, 16, 64]);
+        assert_eq!(run(250e6, 100, |_, n| 0.16e6 * f64::from(n)), [1, 8, 32, 64]);
+        assert_eq!(run(100e6, 200, |_, _| 6e6), [1, 16, 32, 16], "one that is only narrow keeps what it began with");
+        assert_eq!([1, 20, 99, 150, 3000].map(|ms| at_once(Duration::from_millis(ms), LARGE)), [1, 4, 4, 12, 16]);
+        assert_eq!(at_once(Duration::from_millis(200), LARGE - 1), 1);
     }
 
     #[test]
@@ -234,7 +262,7 @@ mod tests {
     #[test]
     fn a_path_that_turns_bad_gets_another_try() {
         let had = run(20e9, 30, |second, n| if second < 20 { 100e6 } else { 1e6 * f64::from(n) });
-        assert_eq!(had, [1, 4, 8, 4, 8, 32]);
+        assert_eq!(had, [1, 4, 8, 4, 8, 32, 64]);
     }
 
     #[test]

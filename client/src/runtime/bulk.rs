@@ -66,6 +66,13 @@ impl BulkDialer {
         }
     }
 
+    /// Keeps one connection open, unless there are more.
+    pub(super) fn begin(self: Arc<Self>) {
+        if self.with_state(|state| state.places.is_empty()) {
+            self.keep(1);
+        }
+    }
+
     /// From now on, so many connections are kept open until the conversation ends. Surplus ones, the latest first, carry nothing new.
     pub(super) fn keep(self: Arc<Self>, connections: u32) {
         let connections = connections as usize;

@@ -200,9 +200,9 @@ impl Conversation {
         self.carrier.connection.route().await
     }
 
-    /// The bulk connections; opens the first one.
+    /// The bulk connections; opens the first one where there is none.
     pub(super) fn pool(&self) -> Pool {
-        self.keep_bulk(1);
+        self.bulk.clone().begin();
         self.pool.clone()
     }
 

@@ -55,6 +55,7 @@ use super::{
 use crate::domain::{
     checkpoints::Checkpoints,
     event::Event,
+    growth::at_once,
     job_choice,
     order::{End, FetchTo, Remote, UserCommand},
 };
@@ -262,6 +263,7 @@ impl Drive {
     }
 
     async fn hello(&mut self, talk: &mut Conversation) -> Result<(), Failure> {
+        let asked = Instant::now();
         let hello = Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned(), session: self.session.clone() };
         talk.tell(ToWorker::Hello(hello)).await?;
         let Welcome { protocol, grant, worker, resumed, held } = answer(talk, |message| match message {
@@ -270,6 +272,7 @@ impl Drive {
             _ => None,
         })
         .await?;
+        let round_trip = asked.elapsed();
         if protocol != PROTOCOL {
             return Err(Failure::new(
                 Code::VersionMismatch,
@@ -301,8 +304,9 @@ impl Drive {
             self.tell(Event::Notice { message }).await;
         }
         if self.submits() && !self.known.uploaded {
-            // A bulk connection takes a moment: begun now, it is there when the package is read and the worker says what it lacks.
-            let _ = talk.pool();
+            // Bulk connections take a moment: begun now, they are there when the package is read and the worker says what it lacks.
+            let bytes = if self.until == Until::Planned { 0 } else { self.package_bytes() };
+            talk.keep_bulk(at_once(round_trip, bytes));
         }
         Ok(())
     }

@@ -3,12 +3,9 @@
 //! A manifest is encoded with `postcard` (a stable, documented wire format); its BLAKE3 is the package's identity.
 //! Chunk boundaries come from FastCDC (`shared::runtime::files`), so that an edit changes only the chunks around it.
 
-use std::{collections::HashSet, fmt};
+use std::{collections::HashSet, fmt, mem, slice};
 
-use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
-    de::{SeqAccess, Visitor},
-};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
     error::{Code, Failure},
@@ -20,6 +17,9 @@ use super::{
 pub const MAX_CHUNK: u32 = 256 * 1024;
 /// The longest encoded manifest accepted, in bytes (about 300 GB of chunks).
 pub const MAX_MANIFEST: u64 = 128 * 1024 * 1024;
+
+/// So much of an encoded manifest is handled at once, in bytes.
+pub const PART: usize = 64 * 1024;
 
 /// A BLAKE3 hash. As JSON: 64 hexadecimal digits; in a manifest: 32 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,7 +77,7 @@ pub struct Chunk {
 }
 
 /// One file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
     /// Where it belongs.
     pub path: RelPath,
@@ -86,15 +86,137 @@ pub struct Entry {
     /// Whether it is executable; no other mode bit travels.
     pub executable: bool,
     /// Its chunks, in order; none for an empty file.
-    #[serde(deserialize_with = "read_chunks")]
     pub chunks: Vec<Chunk>,
 }
 
 /// All files of a package, sorted by path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Manifest {
     /// The files.
     pub entries: Vec<Entry>,
+}
+
+/// A manifest's bytes in parts; see [`Manifest::encoded_parts`].
+struct EncodedParts<'a> {
+    entries: slice::Iter<'a, Entry>,
+    /// Of the file under way.
+    chunks: slice::Iter<'a, Chunk>,
+    len: usize,
+    /// What comes next; seldom longer than a part.
+    buffer: Vec<u8>,
+}
+
+impl EncodedParts<'_> {
+    fn append(&mut self, value: impl Serialize) {
+        self.buffer = postcard::to_extend(&value, mem::take(&mut self.buffer)).expect("a manifest always serialises to memory");
+    }
+}
+
+impl Iterator for EncodedParts<'_> {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        while self.buffer.len() < self.len {
+            if let Some(chunk) = self.chunks.next() {
+                self.append(chunk);
+            } else if let Some(Entry { path, size, executable, chunks }) = self.entries.next() {
+                self.append((path, size, executable, chunks.len()));
+                self.chunks = chunks.iter();
+            } else {
+                break;
+            }
+        }
+        let rest = self.buffer.split_off(self.len.min(self.buffer.len()));
+        Some(mem::replace(&mut self.buffer, rest)).filter(|part| !part.is_empty())
+    }
+}
+
+/// The longest head of an entry: its path, and three short values.
+const MAX_HEAD: usize = 2048;
+
+/// Reads a manifest whose bytes come in parts, and keeps none that it has read.
+#[derive(Debug, Default)]
+pub struct ManifestReader {
+    /// What the beginning of something is that has not come whole.
+    pending: Vec<u8>,
+    /// Files that are still to come; `None`: their number is.
+    files: Option<usize>,
+    /// Chunks of the last file that are still to come.
+    chunks: usize,
+    entries: Vec<Entry>,
+}
+
+impl ManifestReader {
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// [`Code::BadPackage`] when they belong to no manifest.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let mut pending = mem::take(&mut self.pending);
+        pending.extend_from_slice(bytes);
+        let mut rest = &pending[..];
+        while let Some(after) = self.read_one(rest)? {
+            rest = after;
+        }
+        if rest.len() > MAX_HEAD {
+            return Err(bad("it has trailing bytes, or a name that is too long"));
+        }
+        let read = pending.len() - rest.len();
+        pending.drain(..read);
+        self.pending = pending;
+        Ok(())
+    }
+
+    /// Reads what comes next; what follows it. `None`: it is not whole, or there is nothing more to come.
+    fn read_one<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, Failure> {
+        let after = match (self.files, self.entries.last_mut()) {
+            (None, _) => take(bytes)?.map(|(files, after)| {
+                self.files = Some(files);
+                after
+            }),
+            (_, Some(entry)) if self.chunks > 0 => take(bytes)?.map(|(chunk, after)| {
+                entry.chunks.push(chunk);
+                self.chunks -= 1;
+                after
+            }),
+            (Some(files @ 1..), _) => take::<(RelPath, u64, bool, usize)>(bytes)?.map(|((path, size, executable, chunks), after)| {
+                self.files = Some(files - 1);
+                self.chunks = chunks;
+                // What is said may be false, but there are not more chunks than fit; and memory is taken only for those that come. It is
+                // taken at once: to move them as they grow would take twice of it.
+                let chunks = Vec::with_capacity(chunks.min(MAX_MANIFEST as usize / size_of::<Hash>()));
+                self.entries.push(Entry { path, size, executable, chunks });
+                after
+            }),
+            _ => None,
+        };
+        Ok(after)
+    }
+
+    /// The manifest, after its last bytes.
+    ///
+    /// # Errors
+    /// [`Code::BadPackage`] when it is not whole, or not consistent.
+    pub fn finish(self) -> Result<Manifest, Failure> {
+        if self.files != Some(0) || self.chunks > 0 || !self.pending.is_empty() {
+            return Err(bad("it ends too early or has trailing bytes"));
+        }
+        let manifest = Manifest { entries: self.entries };
+        if !manifest.entries.is_sorted_by(|a, b| a.path < b.path) {
+            return Err(bad("it is out of order"));
+        }
+        manifest.check()?;
+        Ok(manifest)
+    }
+}
+
+/// A value from the beginning of these bytes, and what follows it; `None`: it is not whole.
+fn take<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<Option<(T, &'a [u8])>, Failure> {
+    match postcard::take_from_bytes(bytes) {
+        Ok(taken) => Ok(Some(taken)),
+        Err(postcard::Error::DeserializeUnexpectedEnd) => Ok(None),
+        Err(error) => Err(bad(&format!("it cannot be decoded ({error})"))),
+    }
 }
 
 /// What is said about a manifest before its bytes travel.
@@ -142,6 +264,13 @@ impl Manifest {
         postcard::to_extend(self, bytes).expect("a manifest always serialises to memory")
     }
 
+    /// The manifest's bytes in parts of this length, the last one shorter: of a large package, they are never all in memory.
+    pub fn encoded_parts(&self, len: usize) -> impl Iterator<Item = Vec<u8>> + '_ {
+        let mut parts = EncodedParts { entries: self.entries.iter(), chunks: [].iter(), len: len.max(1), buffer: Vec::new() };
+        parts.append(self.entries.len());
+        parts
+    }
+
     /// The most bytes that its encoding can have.
     pub fn encoded_most(&self) -> u64 {
         let names: usize = self.entries.iter().map(|entry| entry.path.as_str().len() + 64).sum();
@@ -153,13 +282,20 @@ impl Manifest {
     /// # Errors
     /// [`Code::BadPackage`].
     pub fn decode(bytes: &[u8]) -> Result<Self, Failure> {
-        let (manifest, rest) =
-            postcard::take_from_bytes::<Manifest>(bytes).map_err(|error| bad(&format!("it cannot be decoded ({error})")))?;
-        if !rest.is_empty() || !manifest.entries.is_sorted_by(|a, b| a.path < b.path) {
-            return Err(bad("it has trailing bytes or is out of order"));
+        let mut reader = ManifestReader::default();
+        bytes.chunks(PART).try_for_each(|part| reader.push(part))?;
+        reader.finish()
+    }
+
+    /// The summary; encodes it in parts, and keeps none.
+    pub fn summarize(&self) -> ManifestSummary {
+        let (mut hasher, mut encoded_len) = (blake3::Hasher::new(), 0);
+        for part in self.encoded_parts(PART) {
+            hasher.update(&part);
+            encoded_len += part.len() as u64;
         }
-        manifest.check()?;
-        Ok(manifest)
+        let (id, files) = (Hash(*hasher.finalize().as_bytes()), self.entries.len() as u32);
+        ManifestSummary { id, encoded_len, files, chunks: self.chunk_count(), bytes: self.bytes() }
     }
 
     /// The summary, given the encoded bytes.
@@ -222,31 +358,6 @@ impl Manifest {
     }
 }
 
-/// A file's chunks, with their place taken at once: to move them as they grow would take twice the memory.
-fn read_chunks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Chunk>, D::Error> {
-    struct Chunks;
-
-    impl<'de> Visitor<'de> for Chunks {
-        type Value = Vec<Chunk>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a file's chunks")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Vec<Chunk>, A::Error> {
-            // What is said may be false, but there are not more chunks than fit; and memory is taken only for those that come.
-            let said = sequence.size_hint().unwrap_or(0).min(MAX_MANIFEST as usize / size_of::<Hash>());
-            let mut chunks = Vec::with_capacity(said);
-            while let Some(chunk) = sequence.next_element()? {
-                chunks.push(chunk);
-            }
-            Ok(chunks)
-        }
-    }
-
-    deserializer.deserialize_seq(Chunks)
-}
-
 fn bad(why: &str) -> Failure {
     Failure::new(Code::BadPackage, format!("the list of files is not usable: {why}"))
 }
@@ -286,6 +397,42 @@ mod tests {
         assert_eq!(json, format!("\"{}\"", "ab".repeat(32)));
         assert_eq!(serde_json::from_str::<Hash>(&json).unwrap(), Hash([0xab; 32]));
         assert!(serde_json::from_str::<Hash>("\"éab\"").is_err());
+    }
+
+    #[test]
+    fn parts_are_what_the_whole_is_however_long_they_are() {
+        let lens: Vec<u32> = (1..200).map(|n| n * 1000).collect();
+        let manifest = Manifest::new(vec![entry("a", &lens), entry("b/empty", &[]), entry("b/x", &[1, MAX_CHUNK])]).unwrap();
+        let encoded = manifest.encode();
+        assert_eq!(manifest.summarize(), manifest.summary(&encoded));
+        for len in [1, 7, 36, 1000, encoded.len(), PART] {
+            let parts: Vec<Vec<u8>> = manifest.encoded_parts(len).collect();
+            assert!(parts.concat() == encoded && parts.iter().rev().skip(1).all(|part| part.len() == len), "{len}");
+            let mut reader = ManifestReader::default();
+            parts.iter().for_each(|part| reader.push(part).unwrap());
+            assert!(reader.pending.is_empty() && reader.finish().unwrap() == manifest, "{len}");
+        }
+        assert_eq!(Manifest::decode(&Manifest::new(Vec::new()).unwrap().encode()).unwrap().entries, []);
+    }
+
+    #[test]
+    fn what_is_no_whole_manifest_is_refused_and_what_was_read_is_not_kept() {
+        let manifest = Manifest::new(vec![entry("a", &[5; 5000]), entry("b", &[1])]).unwrap();
+        let encoded = manifest.encode();
+        for bytes in
+            [&encoded[..encoded.len() - 1], &encoded[..1], &[], &[&encoded[..], b"x"].concat(), &[&encoded[..], &encoded[..]].concat()]
+        {
+            assert_eq!(Manifest::decode(bytes).unwrap_err().code, Code::BadPackage, "{}", bytes.len());
+        }
+        let mut reader = ManifestReader::default();
+        for part in encoded.chunks(1000) {
+            reader.push(part).unwrap();
+            assert!(reader.pending.len() < 40, "a part of a chunk at most");
+        }
+        // A name that never ends: the file's head says that its path has 2⁶³ bytes.
+        let mut reader = ManifestReader::default();
+        reader.push(&[1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]).unwrap();
+        assert_eq!(reader.push(&[b'a'; MAX_HEAD]).unwrap_err().code, Code::BadPackage);
     }
 
     proptest! {

@@ -22,7 +22,7 @@ mod window;
 
 use std::{ops::Range, sync::Arc};
 
-pub use assembly::{ManifestAssembly, WholeManifest};
+pub use assembly::ManifestAssembly;
 pub use chunk_set::{ChunkSet, ChunkSetAssembly, PIECE_CHUNKS, ranges_of};
 pub use compression::Compression;
 pub use possession::{Challenge, ProofAssembly, ProofKey, TAG, Tag};

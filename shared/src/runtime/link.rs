@@ -50,14 +50,15 @@ const NO_TRANSFER: u32 = u32::MAX;
 /// How long a probe of the path's packet length may take.
 const PROBE: Duration = Duration::from_millis(1500);
 /// The most bulk connections at a time.
-const BULK_PLACES: u32 = 32;
-/// The receive windows of bulk connections, in bytes: of the first place, of the three that join it on a long path, and of the further
-/// ones. All together, what a receiver can be made to hold stays within 64 MiB; how much of it is used is the sender's decision.
+const BULK_PLACES: u32 = 64;
+/// The receive windows of bulk connections, in bytes: of the first place, of the three that join it on a long path, of the further ones, and
+/// of those that only a lossy path needs, where little is under way on each. All together, what a receiver can be made to hold stays within 64 MiB; how much of it is used is the sender's decision.
 const FIRST_WINDOW: u32 = 8 << 20;
 const EARLY_WINDOW: u32 = 4 << 20;
 /// The first one's where the other side is near: more would only overrun the socket's buffer, and what is lost there takes long to repair.
 const NEAR_WINDOW: u32 = 2 << 20;
 const FURTHER_WINDOW: u32 = 1536 << 10;
+const LATE_WINDOW: u32 = 512 << 10;
 /// What the sender may have under way on one bulk connection, at most; it holds back by itself long before.
 const BULK_SEND_LIMIT: usize = 64 << 20;
 /// Offers that are answered at the same time before their senders have proved anything.
@@ -549,7 +550,8 @@ fn bulk_options(number: u32, options: &PeerOptions) -> PeerOptions {
         0 if options.near => NEAR_WINDOW,
         0 => FIRST_WINDOW,
         1..4 => EARLY_WINDOW,
-        _ => FURTHER_WINDOW,
+        4..16 => FURTHER_WINDOW,
+        _ => LATE_WINDOW,
     });
     PeerOptions { receive_window, send_limit: Some(BULK_SEND_LIMIT), ..options.clone() }
 }
@@ -565,7 +567,16 @@ async fn prove_bulk(
     let [mut auth, channel] = <[Channel; 2]>::try_from(channels).ok().expect("as many channels as were asked for");
     seal::prove_bulk(&mut auth, key, side, number, binding).await?;
     if let Some(mtu) = path_mtu.get() {
-        probe(&channel, mtu).await.inspect_err(|_| path_mtu.forget())?;
+        let before = path_mtu.proofs();
+        match probe(&channel, mtu).await {
+            Ok(()) => path_mtu.proved(),
+            // It was lost, and comes again: meanwhile, packets of its length have arrived on other connections.
+            Err(_) if path_mtu.proofs() != before => {}
+            Err(failure) => {
+                path_mtu.forget();
+                return Err(failure);
+            }
+        }
     }
     Ok(Bulk { number, channel, carrier })
 }

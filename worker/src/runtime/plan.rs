@@ -110,9 +110,9 @@ impl Planning {
                 Ok(Some(Inbound::Frame { frame, .. })) => {
                     let (header, piece) = FrameHeader::decode(&frame)?;
                     if header.kind == FrameKind::Manifest
-                        && let Some(whole) = assembly.accept_piece(header, piece)?
+                        && let Some(manifest) = assembly.accept_piece(header, piece)?
                     {
-                        return Ok(whole.manifest);
+                        return Ok(manifest);
                     }
                 }
                 // The client starts over on another connection.

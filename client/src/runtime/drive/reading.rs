@@ -36,6 +36,7 @@ const REPORT: u64 = 16 << 20;
 /// A package that is being read; dropped, it is read no further.
 pub(in crate::runtime) struct Reading {
     work: JoinHandle<Result<Submission, Failure>>,
+    bytes: u64,
     _stop: DropGuard,
 }
 
@@ -61,7 +62,7 @@ impl Reading {
             Ok(source.with_cache(ScanCache::new(scans)))
         });
         let source = Arc::new(opening.await.map_err(|error| died(&error))??);
-        let stop = CancellationToken::new();
+        let (stop, bytes) = (CancellationToken::new(), source.bytes());
         let (events, cancel) = (events.clone(), stop.clone());
         let work = spawn_blocking(move || {
             let total = source.bytes();
@@ -74,10 +75,10 @@ impl Reading {
                 }
             };
             let manifest = Arc::new(source.scan(&mut progress, &cancel)?);
-            let summary = manifest.summary(&manifest.encode());
+            let summary = manifest.summarize();
             Ok(Submission { source, summary, places: Arc::new(Places::new(manifest)), spec, again })
         });
-        Ok(Reading { work, _stop: stop.drop_guard() })
+        Ok(Reading { work, bytes, _stop: stop.drop_guard() })
     }
 }
 
@@ -130,6 +131,12 @@ impl Drive {
             }
         }
         Ok(None)
+    }
+
+    /// The length of the package that is to be sent, in bytes.
+    pub(super) fn package_bytes(&self) -> u64 {
+        let read = self.submission.as_ref().map(|submission| submission.summary.bytes);
+        read.or(self.reading.as_ref().map(|reading| reading.bytes)).unwrap_or(0)
     }
 
     /// Whether this command is about a package of ours.

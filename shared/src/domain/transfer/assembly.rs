@@ -3,23 +3,16 @@
 use crate::domain::{
     error::{Code, Failure},
     frame::{FrameHeader, FrameKind},
-    manifest::{Hash, MAX_MANIFEST, Manifest, ManifestSummary},
+    manifest::{MAX_MANIFEST, Manifest, ManifestReader, ManifestSummary},
 };
 
-/// A manifest that is what its summary said.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WholeManifest {
-    /// The manifest.
-    pub manifest: Manifest,
-    /// Its bytes, whose hash names the package.
-    pub encoded: Vec<u8>,
-}
-
-/// Collects a manifest's pieces, in order, up to the announced length and never beyond.
+/// Reads a manifest's pieces, in order, up to the announced length and never beyond. No piece is kept.
 #[derive(Debug)]
 pub struct ManifestAssembly {
     summary: ManifestSummary,
-    bytes: Vec<u8>,
+    reader: ManifestReader,
+    hasher: blake3::Hasher,
+    received: u64,
 }
 
 impl ManifestAssembly {
@@ -35,7 +28,7 @@ impl ManifestAssembly {
         if summary.encoded_len == 0 {
             return Err(Failure::new(Code::BadPackage, "the list of files is empty"));
         }
-        Ok(ManifestAssembly { summary, bytes: Vec::new() })
+        Ok(ManifestAssembly { summary, reader: ManifestReader::default(), hasher: blake3::Hasher::new(), received: 0 })
     }
 
     /// Takes a piece; the manifest, once it is whole. A piece at offset 0 begins again: the connection before was lost.
@@ -43,49 +36,46 @@ impl ManifestAssembly {
     /// # Errors
     /// [`Code::InvalidRequest`] for a piece out of order or out of bounds, [`Code::BadPackage`] when the whole is not what was
     /// announced.
-    pub fn accept_piece(&mut self, header: FrameHeader, piece: &[u8]) -> Result<Option<WholeManifest>, Failure> {
+    pub fn accept_piece(&mut self, header: FrameHeader, piece: &[u8]) -> Result<Option<Manifest>, Failure> {
         let refused = |why: &str| Failure::new(Code::InvalidRequest, format!("a piece of the list of files is not acceptable: {why}"));
         if header.kind != FrameKind::Manifest {
             return Err(refused("it belongs to a chunk"));
         }
         if header.offset == 0 {
-            self.bytes.clear();
+            *self = ManifestAssembly::new(self.summary)?;
         }
-        if u64::from(header.offset) != self.bytes.len() as u64 {
+        if u64::from(header.offset) != self.received {
             return Err(refused("it is out of order"));
         }
-        if (self.bytes.len() + piece.len()) as u64 > self.summary.encoded_len {
+        self.received += piece.len() as u64;
+        if self.received > self.summary.encoded_len {
             return Err(refused("it is longer than announced"));
         }
-        if self.bytes.capacity() == 0 {
-            // At once, so that it is not moved as it grows; memory is taken only for what comes.
-            self.bytes.reserve_exact(self.summary.encoded_len as usize);
-        }
-        self.bytes.extend_from_slice(piece);
-        if (self.bytes.len() as u64) < self.summary.encoded_len {
+        self.hasher.update(piece);
+        self.reader.push(piece)?;
+        if self.received < self.summary.encoded_len {
             return Ok(None);
         }
-        let encoded = std::mem::take(&mut self.bytes);
-        self.finish(encoded).map(Some)
+        self.finish().map(Some)
     }
 
-    fn finish(&self, encoded: Vec<u8>) -> Result<WholeManifest, Failure> {
+    fn finish(&mut self) -> Result<Manifest, Failure> {
         let refused = |why: &str| Failure::new(Code::BadPackage, format!("the list of files is not the one announced: {why}"));
-        if Hash::of(&encoded) != self.summary.id {
+        if self.hasher.finalize() != self.summary.id.0 {
             return Err(refused("its hash differs"));
         }
-        let manifest = Manifest::decode(&encoded)?;
-        if manifest.summary(&encoded) != self.summary {
-            return Err(refused("its totals differ"));
+        let manifest = std::mem::take(&mut self.reader).finish()?;
+        if manifest.summarize() != self.summary {
+            return Err(refused("its totals differ, or it is not encoded as it should be"));
         }
-        Ok(WholeManifest { manifest, encoded })
+        Ok(manifest)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::manifest::{Chunk, Entry};
+    use crate::domain::manifest::{Chunk, Entry, Hash};
 
     fn whole() -> (ManifestSummary, Vec<u8>) {
         let entries = (0..20)
@@ -111,7 +101,7 @@ mod tests {
         // The connection was lost: the sender begins again.
         assert_eq!(assembly.accept_piece(piece(0), &encoded[..300]).unwrap(), None);
         let got = assembly.accept_piece(piece(300), &encoded[300..]).unwrap().unwrap();
-        assert_eq!((got.manifest.entries.len(), got.encoded), (20, encoded));
+        assert_eq!((got.entries.len(), got.encode()), (20, encoded));
     }
 
     #[test]

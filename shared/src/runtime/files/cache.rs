@@ -5,7 +5,8 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs,
+    io::{self, Write},
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::Stamp;
 use crate::domain::{
     id::hex,
-    manifest::{Chunk, Hash, MAX_CHUNK},
+    manifest::{Chunk, Hash, MAX_CHUNK, PART},
 };
 
 /// Changes with the format and with the parameters of the chunks.
@@ -95,13 +96,11 @@ impl ScanCache {
 
     fn write(&self, key: &Hash, records: &[Described]) -> io::Result<()> {
         fs::create_dir_all(&self.dir)?;
-        let mut bytes = postcard::to_extend(records, MAGIC.to_vec()).map_err(io::Error::other)?;
-        let check = Hash::of(&bytes);
-        bytes.extend_from_slice(&check.0);
         let path = self.path(key);
         // Two programs may scan at once; each writes its own file, and the last one stays.
         let fresh = path.with_extension(format!("{}.new", std::process::id()));
-        fs::write(&fresh, bytes)?;
+        let out = Checked::new(fs::File::create(&fresh)?);
+        postcard::to_extend(records, out).map_err(io::Error::other)?.finish()?;
         fs::rename(&fresh, &path)?;
         self.prune()
     }
@@ -121,6 +120,43 @@ impl ScanCache {
 
     fn path(&self, key: &Hash) -> PathBuf {
         self.dir.join(format!("{}.scan", hex(&key.0[..16])))
+    }
+}
+
+/// A file that begins with [`MAGIC`] and ends with the hash of all that is in it, written in parts: with many chunks it is long.
+struct Checked {
+    file: fs::File,
+    hasher: blake3::Hasher,
+    part: Vec<u8>,
+    written: io::Result<()>,
+}
+
+impl Checked {
+    fn new(file: fs::File) -> Checked {
+        Checked { file, hasher: blake3::Hasher::new(), part: MAGIC.to_vec(), written: Ok(()) }
+    }
+
+    fn flush(&mut self) {
+        self.hasher.update(&self.part);
+        if self.written.is_ok() {
+            self.written = self.file.write_all(&self.part);
+        }
+        self.part.clear();
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        self.flush();
+        self.written?;
+        self.file.write_all(self.hasher.finalize().as_bytes())
+    }
+}
+
+impl Extend<u8> for Checked {
+    fn extend<T: IntoIterator<Item = u8>>(&mut self, bytes: T) {
+        self.part.extend(bytes);
+        if self.part.len() >= PART {
+            self.flush();
+        }
     }
 }
 

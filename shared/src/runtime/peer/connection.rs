@@ -132,22 +132,40 @@ impl PeerOptions {
 
 /// The longest SCTP packet that a path carries, once something is known of it. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct PathMtu(Arc<AtomicU32>);
+pub struct PathMtu(Arc<Carried>);
+
+#[derive(Debug, Default)]
+struct Carried {
+    longest: AtomicU32,
+    /// How often packets of this length have arrived.
+    proofs: AtomicU32,
+}
 
 impl PathMtu {
     /// In bytes; `None`: nothing is known, so packets are such that every path carries them.
     pub fn get(&self) -> Option<u32> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|&mtu| mtu > EVERYWHERE_MTU)
+        Some(self.0.longest.load(Ordering::Relaxed)).filter(|&mtu| mtu > EVERYWHERE_MTU)
     }
 
     /// It turned out not to carry so much: from now on nothing is known.
     pub fn forget(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.0.longest.store(0, Ordering::Relaxed);
+    }
+
+    /// Packets of this length have arrived.
+    pub fn proved(&self) {
+        self.0.proofs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that was so.
+    pub fn proofs(&self) -> u32 {
+        self.0.proofs.load(Ordering::Relaxed)
     }
 
     /// From the longest IP packet.
     fn of_route(mtu: u32) -> Self {
-        PathMtu(Arc::new(AtomicU32::new(mtu.saturating_sub(OVERHEAD).min(WIDEST_MTU))))
+        let longest = AtomicU32::new(mtu.saturating_sub(OVERHEAD).min(WIDEST_MTU));
+        PathMtu(Arc::new(Carried { longest, proofs: AtomicU32::new(0) }))
     }
 }
 

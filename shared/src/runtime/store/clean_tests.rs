@@ -152,7 +152,7 @@ fn packages_that_are_only_announced_count() {
     let announced = store.begin("ann", &first.summary).unwrap();
     let Begun::New(other) = store.begin("bob", &second.summary).unwrap() else { panic!("it is new") };
     assert_eq!(store.begin("cyd", &third.summary).unwrap_err().code, Code::NoSpace);
-    let arriving = other.accept(second.whole.clone()).unwrap();
+    let arriving = other.accept(second.manifest.clone()).unwrap();
     assert_eq!(store.begin("cyd", &third.summary).unwrap_err().code, Code::NoSpace);
     drop(announced);
     assert!(matches!(store.begin("cyd", &third.summary).unwrap(), Begun::New(_)));

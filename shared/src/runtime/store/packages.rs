@@ -19,7 +19,6 @@ use crate::{
         error::{Code, Failure},
         id::hex,
         manifest::{Hash, MAX_MANIFEST, Manifest, ManifestSummary},
-        transfer::WholeManifest,
     },
     runtime::files::{failed, root::Root},
 };
@@ -75,15 +74,13 @@ impl Announced {
     /// # Errors
     /// [`Code::BadPackage`] when it is not the announced one, or has names that cannot be received here; [`Code::NoSpace`],
     /// [`Code::BadFile`].
-    pub fn accept(self, whole: WholeManifest) -> Result<Arc<Partial>, Failure> {
-        if whole.manifest.summary(&whole.encoded) != self.slot.summary {
+    pub fn accept(self, manifest: Manifest) -> Result<Arc<Partial>, Failure> {
+        if manifest.summarize() != self.slot.summary {
             return Err(Failure::new(Code::BadPackage, "the list of files is not the one announced"));
         }
-        check_goal(&self.slot.goal, &whole.manifest)?;
-        self.slot.prepare(&whole)?;
+        check_goal(&self.slot.goal, &manifest)?;
+        self.slot.prepare(&manifest)?;
         drop(self.counted);
-        let WholeManifest { manifest, encoded } = whole;
-        drop(encoded);
         Partial::open(self.slot, manifest, |_| Ok(self.share)).map(Arc::new)
     }
 }

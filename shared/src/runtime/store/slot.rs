@@ -10,8 +10,7 @@ use crate::{
     domain::{
         error::{Code, Failure},
         id::hex,
-        manifest::{Hash, MAX_MANIFEST, Manifest, ManifestSummary},
-        transfer::WholeManifest,
+        manifest::{Hash, MAX_MANIFEST, Manifest, ManifestReader, ManifestSummary, PART},
     },
     runtime::files::{failed, root::Root},
 };
@@ -79,11 +78,11 @@ impl Slot {
     }
 
     /// Makes the folders and files of a manifest, empty, and then the manifest itself: all durable.
-    pub(super) fn prepare(&self, whole: &WholeManifest) -> Result<(), Failure> {
+    pub(super) fn prepare(&self, manifest: &Manifest) -> Result<(), Failure> {
         let unusable = |error: io::Error| failed("prepare the package in", self.home.path().display(), &error);
         let files = self.home.make_dirs(FILES).map_err(unusable)?;
         let mut folders: BTreeSet<&str> = BTreeSet::from([""]);
-        let entries = &whole.manifest.entries;
+        let entries = &manifest.entries;
         for entry in entries {
             let parent = entry.path.parent().unwrap_or("");
             if !folders.contains(parent) {
@@ -103,8 +102,8 @@ impl Slot {
         }
         let summary = postcard::to_allocvec(&self.summary).expect("a summary always serialises to memory");
         let write = || {
-            write_durably(&self.home, SUMMARY, &summary)?;
-            write_durably(&self.home, MANIFEST, &whole.encoded)?;
+            write_durably(&self.home, SUMMARY, [summary])?;
+            write_durably(&self.home, MANIFEST, manifest.encoded_parts(PART))?;
             self.home.sync()?;
             self.parent.sync()
         };
@@ -114,11 +113,23 @@ impl Slot {
 
 /// The manifest in a package's folder; `None`: it is missing or damaged.
 pub(super) fn read_manifest(home: &Root, id: &Hash) -> Option<Manifest> {
-    let encoded = read_file(home, MANIFEST, MAX_MANIFEST).ok()??;
-    if Hash::of(&encoded) != *id {
+    let mut file = home.open_file(MANIFEST).ok()?.take(MAX_MANIFEST + 1);
+    let (mut reader, mut hasher, mut part) = (ManifestReader::default(), blake3::Hasher::new(), vec![0; PART]);
+    loop {
+        match file.read(&mut part) {
+            Ok(0) => break,
+            Ok(read) => {
+                hasher.update(&part[..read]);
+                reader.push(&part[..read]).ok()?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+    if file.limit() == 0 || hasher.finalize() != id.0 {
         return None;
     }
-    Manifest::decode(&encoded).ok()
+    reader.finish().ok()
 }
 
 /// The summary in a package's folder; `None`: it is missing or damaged.
@@ -142,11 +153,11 @@ pub(super) fn read_file(root: &Root, name: &str, limit: u64) -> io::Result<Optio
 }
 
 /// Writes a file whole or not at all. Its name is durable once the root is synced.
-fn write_durably(root: &Root, name: &str, bytes: &[u8]) -> io::Result<()> {
+fn write_durably(root: &Root, name: &str, parts: impl IntoIterator<Item = Vec<u8>>) -> io::Result<()> {
     let fresh = format!("{name}.new");
     let mut file = root.open_to_write(&fresh, false)?;
     file.set_len(0)?;
-    file.write_all(bytes)?;
+    parts.into_iter().try_for_each(|part| file.write_all(&part))?;
     file.sync_all()?;
     root.rename(&fresh, root, name, true)
 }

@@ -21,7 +21,7 @@ use crate::{
         error::Code,
         frame::{FrameHeader, FrameKind, PIECE},
         manifest::{Chunk, Entry, Manifest},
-        transfer::{Accepted, ChunkSet, Next, Places, Receiving, Sending, WholeChunk, WholeManifest, ranges_of},
+        transfer::{Accepted, ChunkSet, Next, Places, Receiving, Sending, WholeChunk, ranges_of},
     },
     runtime::files::{Source, noise},
 };
@@ -30,7 +30,7 @@ use crate::{
 pub(super) struct Package {
     _dir: TempDir,
     source: Arc<Source>,
-    pub(super) whole: WholeManifest,
+    pub(super) manifest: Manifest,
     pub(super) summary: ManifestSummary,
     pub(super) places: Places,
 }
@@ -44,7 +44,7 @@ impl Package {
         let encoded = manifest.encode();
         let summary = manifest.summary(&encoded);
         let places = Places::new(Arc::new(manifest.clone()));
-        Package { _dir: dir, source, whole: WholeManifest { manifest, encoded }, summary, places }
+        Package { _dir: dir, source, manifest, summary, places }
     }
 
     pub(super) fn chunk(&self, index: u32) -> WholeChunk {
@@ -82,7 +82,7 @@ fn store() -> (TempDir, Store) {
 /// Begins, or takes up, a package that is not whole.
 pub(super) fn partial(begun: Result<Begun, Failure>, package: &Package) -> Arc<Partial> {
     match begun.unwrap() {
-        Begun::New(announced) => announced.accept(package.whole.clone()).unwrap(),
+        Begun::New(announced) => announced.accept(package.manifest.clone()).unwrap(),
         Begun::Known(partial) => partial,
         Begun::Present(dir) => panic!("{} is whole", dir.path().display()),
     }
@@ -114,7 +114,7 @@ pub(super) fn fill(partial: &Partial, package: &Package) -> u64 {
 }
 
 pub(super) fn check(dir: &Path, package: &Package) {
-    for entry in &package.whole.manifest.entries {
+    for entry in &package.manifest.entries {
         let path = dir.join(entry.path.as_str());
         let bytes = fs::read(&path).unwrap();
         let mut rest = &bytes[..];
@@ -161,7 +161,7 @@ fn a_package_arrives_and_is_there_the_next_time() {
 
     let Begun::Present(dir) = store.begin("ann", &package.summary).unwrap() else { panic!("it is whole") };
     check(dir.path(), &package);
-    assert_eq!((dir.summary(), &**dir.manifest()), (&package.summary, &package.whole.manifest));
+    assert_eq!((dir.summary(), &**dir.manifest()), (&package.summary, &package.manifest));
     assert!(matches!(store.begin("bob", &package.summary).unwrap(), Begun::New(_)), "owners share nothing");
 }
 
@@ -175,13 +175,7 @@ fn executable_files_stay_executable() {
     let manifest = source.scan(&mut |_| {}, &Default::default()).unwrap();
     let encoded = manifest.encode();
     let (summary, places) = (manifest.summary(&encoded), Places::new(Arc::new(manifest.clone())));
-    let package = Package {
-        _dir: tempfile::tempdir().unwrap(),
-        source: Arc::new(source),
-        whole: WholeManifest { manifest, encoded },
-        summary,
-        places,
-    };
+    let package = Package { _dir: tempfile::tempdir().unwrap(), source: Arc::new(source), manifest, summary, places };
     let partial = partial(store.begin("ann", &summary), &package);
     fill(&partial, &package);
     check(whole(&partial).path(), &package);
@@ -250,7 +244,7 @@ fn damage_on_the_disk_is_found_and_only_that_chunk_travels_again() {
 fn a_damaged_list_of_files_is_sent_again_and_what_was_received_stays() {
     let (_dir, store) = store();
     let package = frames(30);
-    let damage = |path: &Path| fs::write(path, &package.whole.encoded[1..]).unwrap();
+    let damage = |path: &Path| fs::write(path, &package.manifest.encode()[1..]).unwrap();
     let first = partial(store.begin("ann", &package.summary), &package);
     first.write(&package.chunk(2)).unwrap();
     first.sync().unwrap();
@@ -260,7 +254,7 @@ fn a_damaged_list_of_files_is_sent_again_and_what_was_received_stays() {
     fs::write(first.home().join("files/config.yaml"), longer).unwrap();
     drop(first);
     let Begun::New(announced) = store.begin("ann", &package.summary).unwrap() else { panic!("the list is damaged") };
-    let second = announced.accept(package.whole.clone()).unwrap();
+    let second = announced.accept(package.manifest.clone()).unwrap();
     assert!(second.present().iter().eq([2]));
     fill(&second, &package);
     let dir = whole(&second);
@@ -369,7 +363,7 @@ fn another_manifest_than_the_announced_one_is_refused() {
     let (_dir, store) = store();
     let (package, other) = (frames(9), frames(10));
     let Begun::New(announced) = store.begin("ann", &package.summary).unwrap() else { panic!("it is new") };
-    assert_eq!(announced.accept(other.whole.clone()).unwrap_err().code, Code::BadPackage);
+    assert_eq!(announced.accept(other.manifest.clone()).unwrap_err().code, Code::BadPackage);
     let partial = partial(store.begin("ann", &package.summary), &package);
     assert_eq!(partial.write(&WholeChunk { index: 99, ..package.chunk(0) }).unwrap_err().code, Code::InvalidRequest);
     assert_eq!(partial.write(&WholeChunk { bytes: vec![1].into(), ..package.chunk(0) }).unwrap_err().code, Code::InvalidRequest);
@@ -392,7 +386,7 @@ fn a_download_lands_in_the_folder_and_leaves_nothing_else() {
     fill(&second, &package);
     assert_eq!(whole(&second).path(), out.canonicalize().unwrap());
     check(&out, &package);
-    assert_eq!(tree(&out).len(), package.whole.manifest.entries.len());
+    assert_eq!(tree(&out).len(), package.manifest.entries.len());
 
     // Fetched again, nothing is sent, and nothing is touched.
     let again = partial(destination.begin(&package.summary), &package);
@@ -400,7 +394,7 @@ fn a_download_lands_in_the_folder_and_leaves_nothing_else() {
     assert!(again.present().is_full());
     whole(&again);
     check(&out, &package);
-    assert_eq!(tree(&out).len(), package.whole.manifest.entries.len());
+    assert_eq!(tree(&out).len(), package.manifest.entries.len());
 }
 
 #[test]
@@ -471,7 +465,7 @@ fn a_download_that_broke_off_while_its_files_were_moved_goes_on() {
     assert!(second.present().is_full());
     whole(&second);
     check(dir.path(), &package);
-    assert_eq!(tree(dir.path()).len(), package.whole.manifest.entries.len());
+    assert_eq!(tree(dir.path()).len(), package.manifest.entries.len());
 }
 
 #[test]
@@ -496,7 +490,7 @@ fn a_download_cannot_leave_its_folder() {
     let manifest = Manifest::new(vec![Entry { path, size: 1, executable: false, chunks: vec![chunk] }]).unwrap();
     let encoded = manifest.encode();
     let Begun::New(announced) = Destination::new(&out, true).begin(&manifest.summary(&encoded)).unwrap() else { panic!("it is new") };
-    assert_eq!(announced.accept(WholeManifest { manifest, encoded }).unwrap_err().code, Code::BadPackage);
+    assert_eq!(announced.accept(manifest).unwrap_err().code, Code::BadPackage);
 }
 
 /// A disk that is full after so many bytes, or whose syncs fail.
@@ -735,7 +729,7 @@ fn traces(folder: &Path) -> Vec<(PathBuf, u64, SystemTime)> {
 fn a_look_says_what_is_missing_and_leaves_no_trace() {
     let (dir, store) = store();
     let (first, second) = (frames(1), frames(2));
-    let missing = |package: &Package| store.missing("anna", &package.summary.id, &package.whole.manifest).unwrap();
+    let missing = |package: &Package| store.missing("anna", &package.summary.id, &package.manifest).unwrap();
     let all = first.summary.bytes;
     let empty = traces(dir.path());
     assert!(matches!(store.stock("anna", &first.summary).unwrap(), Stock::Nothing));
@@ -747,7 +741,7 @@ fn a_look_says_what_is_missing_and_leaves_no_trace() {
     arriving.sync().unwrap();
     let left = all - u64::from(first.places.get(0).unwrap().chunk.len);
     let half = traces(dir.path());
-    assert!(matches!(store.stock("anna", &first.summary).unwrap(), Stock::Listed(manifest) if *manifest == first.whole.manifest));
+    assert!(matches!(store.stock("anna", &first.summary).unwrap(), Stock::Listed(manifest) if *manifest == first.manifest));
     assert_eq!(missing(&first), Missing { to_write: left, to_send: left }, "while the transfer has it locked");
     assert_eq!(traces(dir.path()), half);
 
@@ -757,9 +751,9 @@ fn a_look_says_what_is_missing_and_leaves_no_trace() {
     let done = traces(dir.path());
     assert!(matches!(store.stock("anna", &first.summary).unwrap(), Stock::Whole(files) if files.join("config.yaml").is_file()));
     assert!(matches!(store.stock("ben", &first.summary).unwrap(), Stock::Nothing), "owners share nothing");
-    let config = first.whole.manifest.entries.iter().find(|entry| entry.path.as_str() == "config.yaml").unwrap().size;
+    let config = first.manifest.entries.iter().find(|entry| entry.path.as_str() == "config.yaml").unwrap().size;
     assert_eq!(missing(&second), Missing { to_write: second.summary.bytes, to_send: second.summary.bytes - config });
-    let ben = store.missing("ben", &second.summary.id, &second.whole.manifest).unwrap();
+    let ben = store.missing("ben", &second.summary.id, &second.manifest).unwrap();
     assert_eq!(ben.to_send, second.summary.bytes, "owners share nothing");
     assert_eq!(traces(dir.path()), done);
 }

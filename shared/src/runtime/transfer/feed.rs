@@ -12,7 +12,7 @@ use super::{ReadChunk, send::Pump};
 use crate::domain::{
     error::{Code, Failure},
     frame::{FrameHeader, FrameKind, HEADER, PIECE},
-    manifest::{ChunkPlace, MAX_CHUNK},
+    manifest::{ChunkPlace, MAX_CHUNK, Manifest},
     message::TransferId,
     transfer::Compression,
 };
@@ -117,6 +117,12 @@ fn read_plain(transfer: TransferId, index: u32, place: ChunkPlace, check: bool, 
 /// The frames that carry these bytes to any receiver.
 pub(super) fn frames_of(transfer: TransferId, kind: FrameKind, bytes: &[u8]) -> impl Iterator<Item = Content> {
     bytes.chunks(PIECE).enumerate().map(move |(at, piece)| Content::of(FrameHeader { transfer, kind, offset: (at * PIECE) as u32 }, piece))
+}
+
+/// The frames that carry a manifest to any receiver, each made when it is its turn.
+pub(super) fn manifest_frames(transfer: TransferId, manifest: &Manifest) -> impl Iterator<Item = Content> + '_ {
+    let header = move |at: usize| FrameHeader { transfer, kind: FrameKind::Manifest, offset: (at * PIECE) as u32 };
+    manifest.encoded_parts(PIECE).enumerate().map(move |(at, part)| Content::of(header(at), &part))
 }
 
 impl Compressor {

@@ -1,6 +1,10 @@
 //! What a client sends that only wants to know: the manifest of a package, and frames that measure the path.
 
-use super::{feed::frames_of, pool::Pool, send::send_frames};
+use super::{
+    feed::{frames_of, manifest_frames},
+    pool::Pool,
+    send::send_frames,
+};
 use crate::domain::{
     frame::{FrameKind, HEADER},
     manifest::Manifest,
@@ -13,10 +17,9 @@ static NOTHING: [u8; PROBE_FRAME - HEADER] = [0; PROBE_FRAME - HEADER];
 
 /// Sends a manifest for a plan, and once more whenever the connection is lost that it went over: until the caller has its answer.
 pub async fn send_plan(pool: &Pool, manifest: &Manifest) {
-    let encoded = manifest.encode();
     loop {
         let connection = pool.first_connection().await;
-        if send_frames(&connection, frames_of(PLAN_TRANSFER, FrameKind::Manifest, &encoded)).await.is_ok() {
+        if send_frames(&connection, manifest_frames(PLAN_TRANSFER, manifest)).await.is_ok() {
             connection.lost.cancelled().await;
         }
         connection.lost.cancel();

@@ -22,14 +22,15 @@ use crate::{
     domain::{
         error::{Code, Failure},
         frame::{FrameHeader, FrameKind, HEADER, MAX_PIECE},
+        manifest::Manifest,
         message::{FileAck, FileEnd, FileMeta, FileNeed, FileReady, FileRefused, Step, TransferId},
-        transfer::{Accepted, ChunkSet, ManifestAssembly, PIECE_CHUNKS, Progress, Receiving, WholeChunk, WholeManifest, ranges_of},
+        transfer::{Accepted, ChunkSet, ManifestAssembly, PIECE_CHUNKS, Progress, Receiving, WholeChunk, ranges_of},
     },
     runtime::store::{Begun, Finished, PackageDir, Partial},
 };
 
-/// Bytes that a sender may have under way unacknowledged: what a crash can cost.
-pub const WINDOW: u64 = 16 << 20;
+/// Bytes that a sender may have under way unacknowledged: what a crash can cost, and what waits in memory where the disk is slower than the path.
+pub const WINDOW: u64 = 12 << 20;
 /// Group commit: chunks are synced together when this much has been written …
 const SYNC_BYTES: u64 = 4 << 20;
 /// … or the oldest of them has waited this long.
@@ -266,7 +267,7 @@ impl Writer {
         Ok(())
     }
 
-    fn manifest(&mut self) -> Result<WholeManifest, Failure> {
+    fn manifest(&mut self) -> Result<Manifest, Failure> {
         let mut assembly = ManifestAssembly::new(self.meta.manifest)?;
         loop {
             match self.next(None) {

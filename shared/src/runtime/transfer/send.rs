@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     StepPort, control_lost,
-    feed::{Content, Feeder, Ready, frames_of},
+    feed::{Content, Feeder, Ready, manifest_frames},
     flow::BUDGET,
     pool::{Connection, Pool},
     proof::Prover,
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     domain::{
         error::{Code, Failure},
-        frame::{FrameKind, HEADER, MAX_PIECE, PIECE},
+        frame::{HEADER, MAX_PIECE, PIECE},
         id::{JobId, Secret},
         manifest::{ChunkPlace, Hash, ManifestSummary},
         message::{FileEnd, FileMeta, FileReady, FileRefused, Step, TransferId},
@@ -72,7 +72,7 @@ pub struct Outgoing {
     pub job: JobId,
     /// What it is.
     pub summary: ManifestSummary,
-    /// Its chunks. Their manifest is encoded when the receiver wants it, and not kept: it is long where the package is large.
+    /// Its chunks. Their manifest is encoded when the receiver wants it, piece by piece: it is long where the package is large.
     pub places: Arc<Places>,
     /// Where their bytes come from.
     pub reader: Box<dyn ReadChunk>,
@@ -146,17 +146,13 @@ async fn send_manifest(
     places: &Arc<Places>,
     answer: impl Future<Output = Result<ChunkSet, Failure>>,
 ) -> Result<ChunkSet, Failure> {
-    let manifest = places.manifest().clone();
-    let encoded = tokio::task::spawn_blocking(move || manifest.encode()).await;
-    let encoded =
-        encoded.map_err(|error| Failure::new(Code::Internal, format!("encoding the list of files ended unexpectedly: {error}")))?;
     let mut answer = std::pin::pin!(answer);
     loop {
         let connection = tokio::select! {
             answer = &mut answer => return answer,
             connection = pool.first_connection() => connection,
         };
-        if send_frames(&connection, frames_of(transfer, FrameKind::Manifest, &encoded)).await.is_ok() {
+        if send_frames(&connection, manifest_frames(transfer, places.manifest())).await.is_ok() {
             tokio::select! {
                 answer = &mut answer => return answer,
                 () = connection.lost.cancelled() => {}
