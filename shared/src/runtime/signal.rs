@@ -420,7 +420,8 @@ impl Task {
             .max_frame_size(Some(MAX_MESSAGE))
             .read_buffer_size(4096)
             .max_write_buffer_size(4 * MAX_MESSAGE);
-        let url = self.api.websocket_url();
+        // The server does not need it; a load balancer before several can send the peers of one room to the same.
+        let url = format!("{}?room={}", self.api.websocket_url(), self.registration.room);
         let stream = self.reach(&url).await?;
         let opening = tokio_tungstenite::client_async_tls_with_config(url, stream, Some(config), Some(self.api.connector.clone()));
         match timeout(CONNECT_TIMEOUT, opening).await {

@@ -74,6 +74,9 @@ impl Common {
     /// # Errors
     /// [`Code::BadFile`] when a file cannot be used.
     pub fn open(config: &Config) -> Result<Self, Failure> {
+        if config.nats.is_some() {
+            tracing::warn!("rooms are kept by this server alone: peers on others cannot come into them (docs/several-servers.md)");
+        }
         let Some(dir) = &config.data_dir else { return Ok(Common { store: Arc::new(MemoryStore::new()), keys: KeyPair::ephemeral()? }) };
         create_private(dir)
             .map_err(|error| Failure::new(Code::BadFile, format!("cannot make the data directory {}: {error}", dir.display())))?;

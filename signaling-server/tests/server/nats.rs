@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -145,14 +145,4 @@ impl Drop for Wire {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-/// A certificate and its key for this host, as files: certificate, key.
-pub(crate) fn certificate(host: &str, dir: &Path) -> [String; 2] {
-    let made = rcgen::generate_simple_self_signed([host.to_owned()]).unwrap();
-    [("cert.pem", made.cert.pem()), ("key.pem", made.signing_key.serialize_pem())].map(|(name, text)| {
-        let path = dir.join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    })
 }

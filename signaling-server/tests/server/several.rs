@@ -2,6 +2,7 @@
 
 use std::{
     os::unix::fs::PermissionsExt,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,7 +25,7 @@ use signaling_server::runtime::{
 use tempfile::TempDir;
 
 use super::{
-    nats::{NatsServer, Wire, certificate, free_host},
+    nats::{NatsServer, Wire, free_host},
     process,
     support::{PATIENCE, Peer, TestServer, User, register},
 };
@@ -402,6 +403,16 @@ async fn what_only_a_person_can_mend_is_said_at_the_start() {
         assert!(!failure.message.contains("canary"), "{failure}");
     }
     Nats::open(&nats_config(&format!("nats://u:right@{}", closed.address)), Arc::new(Metrics::new())).await.unwrap();
+}
+
+/// A certificate and its key for this host, as files: certificate, key.
+fn certificate(host: &str, dir: &Path) -> [String; 2] {
+    let made = rcgen::generate_simple_self_signed([host.to_owned()]).unwrap();
+    [("cert.pem", made.cert.pem()), ("key.pem", made.signing_key.serialize_pem())].map(|(name, text)| {
+        let path = dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    })
 }
 
 #[tokio::test]

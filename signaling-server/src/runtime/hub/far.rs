@@ -182,7 +182,7 @@ impl Hub {
                 Ok(()) = link.changed() => {
                     let is_up = matches!(*link.borrow_and_update(), Link::Up(_));
                     if is_up {
-                        self.catch_up().await;
+                        self.stop.run_until_cancelled(self.catch_up()).await;
                     }
                 }
                 _ = to_do.recv_many(&mut batch, AT_ONCE) => drop(join_all(batch.drain(..).map(|errand| self.do_errand(errand))).await),
