@@ -2,12 +2,15 @@
 
 mod faults;
 mod pool;
+mod secrets;
 mod tokens;
 
 use futures_util::{StreamExt, stream};
 use serde_json::json;
 use shared::domain::error::Code;
 use signaling_server::runtime::{
+    aws,
+    cognito::make,
     config::{CognitoSettings, Config, SignInWay},
     server::Server,
     users::is_ours,
@@ -16,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::pool::{Shift, TestPool, metric, read, unix_now, until};
 use crate::{
-    emulators::environment,
+    emulators::{environment, settings},
     support::{TestServer, User},
 };
 
@@ -37,6 +40,7 @@ on_both!(
     a_user_is_made_in_both_ways_and_deleted_with_its_room,
     what_is_wrong_with_the_pool_is_told_at_the_start,
     no_more_users_than_a_day_may_have_and_none_is_left,
+    a_pool_is_made_once_and_serves,
 );
 
 async fn a_user_is_made_in_both_ways_and_deleted_with_its_room(pool: TestPool) {
@@ -125,6 +129,21 @@ async fn no_more_users_than_a_day_may_have_and_none_is_left(pool: TestPool) {
     pool.has_users(1).await;
     assert_eq!(pool.users().await, ["anna"]);
     until(async || metric(&server, "users_swept_total").await + metric(&other, "users_swept_total").await == CAP as u64 / 2).await;
+}
+
+async fn a_pool_is_made_once_and_serves(emulator: TestPool) {
+    let sdk = aws::load(&settings(&emulator.endpoint)).await.unwrap();
+    for way in [SignInWay::Admin, SignInWay::SignUp] {
+        let name = format!("webrtc-connect-{way}");
+        let made = make::make(&sdk, &name, way).await.unwrap();
+        assert!(made.pool_made && made.client_made, "{made:?}");
+        let again = make::make(&sdk, &name, way).await.unwrap();
+        assert_eq!(again, make::Made { pool_made: false, client_made: false, ..made.clone() });
+        let pool = emulator.with(&made.pool, &made.client);
+        let server = pool.server(|settings| settings.way = way).await;
+        let user = server.sign_in().await;
+        assert_eq!(pool.users().await, std::slice::from_ref(&user.name));
+    }
 }
 
 #[tokio::test]

@@ -53,6 +53,7 @@ struct State {
     http: reqwest::Client,
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<Vec<String>>,
+    bodies: Mutex<Vec<Bytes>>,
 }
 
 /// The proxy; it ends with its value.
@@ -69,7 +70,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = format!("http://{}", listener.local_addr().expect("it is bound"));
         let http = reqwest::Client::builder().no_proxy().build().expect("a client");
-        let state = State { upstream: upstream.to_owned(), http, rules: Mutex::default(), seen: Mutex::default() };
+        let state =
+            State { upstream: upstream.to_owned(), http, rules: Mutex::default(), seen: Mutex::default(), bodies: Mutex::default() };
         let proxy = Proxy { endpoint, state: Arc::new(state), stop: CancellationToken::new() };
         tokio::spawn(serve(listener, proxy.state.clone(), proxy.stop.clone()));
         proxy
@@ -93,6 +95,11 @@ impl Proxy {
     /// How many requests came whose target ends with `target`, faults included.
     pub(crate) fn count(&self, target: &str) -> usize {
         self.state.seen.lock().unwrap().iter().filter(|seen| seen.ends_with(target)).count()
+    }
+
+    /// What was brought through, as JSON.
+    pub(crate) fn bodies(&self) -> Vec<serde_json::Value> {
+        self.state.bodies.lock().unwrap().iter().filter_map(|body| serde_json::from_slice(body).ok()).collect()
     }
 
     /// Forgets what came.
@@ -166,6 +173,7 @@ impl State {
     async fn forward(&self, request: Request<Incoming>) -> io::Result<Response<Body>> {
         let (parts, body) = request.into_parts();
         let body: Bytes = to_bytes(Body::new(body), MAX_BODY).await.map_err(io::Error::other)?;
+        self.bodies.lock().unwrap().push(body.clone());
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let mut headers = parts.headers;
         headers.remove(header::CONTENT_LENGTH);

@@ -39,9 +39,10 @@ print(base64.b64encode(der).decode())
 "#;
 
 #[allow(dead_code, reason = "they are held, not asked")]
+#[derive(Clone)]
 enum Emulator {
-    Moto(Moto),
-    Local(CognitoLocal),
+    Moto(Arc<Moto>),
+    Local(Arc<CognitoLocal>),
 }
 
 /// A pool with an app client. It ends with its value.
@@ -60,13 +61,13 @@ impl TestPool {
     pub(crate) async fn in_moto() -> Self {
         let moto = Moto::start();
         let endpoint = moto.endpoint.clone();
-        Self::make(Emulator::Moto(moto), endpoint).await
+        Self::make(Emulator::Moto(Arc::new(moto)), endpoint).await
     }
 
     pub(crate) async fn in_cognito_local() -> Self {
         let local = CognitoLocal::start();
         let endpoint = local.endpoint.clone();
-        Self::make(Emulator::Local(local), endpoint).await
+        Self::make(Emulator::Local(Arc::new(local)), endpoint).await
     }
 
     async fn make(emulator: Emulator, endpoint: String) -> Self {
@@ -79,6 +80,13 @@ impl TestPool {
             pool.issuer = Some(format!("{}/{}", CognitoLocal::ISSUER, pool.id));
         }
         pool
+    }
+
+    /// Another pool of the same emulator, which ends with this one.
+    pub(crate) fn with(&self, id: &str, client: &str) -> TestPool {
+        let issuer = self.issuer.as_ref().map(|_| format!("{}/{id}", CognitoLocal::ISSUER));
+        let (id, client, endpoint) = (id.to_owned(), client.to_owned(), self.endpoint.clone());
+        TestPool { emulator: self.emulator.clone(), endpoint, id, client, issuer, http: self.http.clone() }
     }
 
     /// One more app client.
