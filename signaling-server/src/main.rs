@@ -29,20 +29,7 @@ const STACK_BYTES: usize = 512 * 1024;
 const BLOCKING_THREADS: usize = 4;
 
 fn main() -> ExitCode {
-    let mut args = Args::parse();
-    if let Some(Command::Health(health)) = args.command.take() {
-        return match ask(args, &health) {
-            Ok(answer) => {
-                println!("{answer}");
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                eprintln!("webrtc-server: {error:#}");
-                // Docker knows 0 and 1.
-                ExitCode::FAILURE
-            }
-        };
-    }
+    let args = Args::parse();
     let started = telemetry::init("webrtc-server", args.verbose, None).map_err(anyhow::Error::from).and_then(|()| start(args));
     match started {
         Ok(()) => ExitCode::SUCCESS,
@@ -53,18 +40,28 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(args: Args) -> anyhow::Result<()> {
-    let json = args.json;
-    let start = args.resolve()?;
-    allow_connections(&start.config.limits);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+fn start(mut args: Args) -> anyhow::Result<()> {
+    match args.command.take() {
+        None => serve(args),
+        Some(Command::Health(health)) => ask(args, &health),
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_stack_size(STACK_BYTES)
         .enable_all()
         .build()
-        .context("the runtime cannot start")?;
-    runtime.block_on(async {
+        .context("the runtime cannot start")
+}
+
+fn serve(args: Args) -> anyhow::Result<()> {
+    let json = args.json;
+    let start = args.resolve()?;
+    allow_connections(&start.config.limits);
+    runtime()?.block_on(async {
         let (listeners, listening) = bind(start.addresses, start.config.tls.is_some()).await?;
         let shutdown = Shutdown::new();
         shutdown.listen_for_signals()?;
@@ -79,12 +76,12 @@ fn start(args: Args) -> anyhow::Result<()> {
     })
 }
 
-/// Asks a running server how it is.
-fn ask(args: Args, health: &HealthArgs) -> anyhow::Result<String> {
+/// `webrtc-server health`: asks a running server how it is.
+fn ask(args: Args, health: &HealthArgs) -> anyhow::Result<()> {
     let start = args.resolve()?;
     let target = health.target(start.addresses.http(), start.config.tls.is_some())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime cannot start")?;
-    Ok(runtime.block_on(health::ask(&target))?)
+    println!("{}", runtime()?.block_on(health::ask(&target))?);
+    Ok(())
 }
 
 /// As many open files as the system allows; without them the server works, for fewer peers.

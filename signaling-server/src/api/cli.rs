@@ -53,9 +53,6 @@ const EXAMPLES: &str = r#"Examples:
 #[derive(Debug, Parser)]
 #[command(name = "webrtc-server", version, after_help = EXAMPLES)]
 pub struct Args {
-    /// What to do instead of serving.
-    #[command(subcommand)]
-    pub command: Option<Command>,
     /// Where REST is served (the WebSocket is served here, too) [default: 0.0.0.0:8001]
     #[arg(long, env = "WEBRTC_SERVER_HTTP", value_name = "ADDRESS")]
     http: Option<SocketAddr>,
@@ -127,12 +124,15 @@ pub struct Args {
     /// Log more; repeat for still more (WEBRTC_LOG takes filters)
     #[arg(short, long, action = ArgAction::Count)]
     pub verbose: u8,
+    /// What to do instead of serving
+    #[command(subcommand)]
+    pub command: Option<Command>,
 }
 
-/// What the program does besides serving.
-#[derive(Debug, Subcommand)]
+/// What can be done instead of serving.
+#[derive(Debug, Clone, Subcommand)]
 pub enum Command {
-    /// Asks the server that these options would start how it is; exits with 0 if it can serve, with 1 if not
+    /// Ask the server that these options would start how it is; exits with 0 if it can serve
     Health(HealthArgs),
 }
 

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// The arguments of `health`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct HealthArgs {
     /// Where to ask: a server on this machine, such as http://127.0.0.1:8001 [default: the one that the same options would start]
     url: Option<String>,

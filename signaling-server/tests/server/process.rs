@@ -138,7 +138,7 @@ async fn a_probe_is_told_whether_the_server_can_serve() {
     program.child.kill().unwrap();
     program.child.wait().unwrap();
     let gone = command(dir.path()).env("WEBRTC_SERVER_LISTEN", &program.api.address).arg("health").output().unwrap();
-    assert_eq!(gone.status.code(), Some(1));
+    assert_eq!(gone.status.code(), Some(4));
     assert!(String::from_utf8_lossy(&gone.stderr).contains("the server at 127.0.0.1:"));
 }
 
@@ -164,7 +164,7 @@ async fn a_hangup_reads_the_certificate_anew_and_ends_nothing() {
     authority.connect(&address).await;
     let asked = |url: &str| command(dir.path()).args(["health", url]).output().unwrap();
     assert!(asked(&format!("https://{address}")).status.success(), "a probe asks over TLS, too");
-    assert_eq!(asked(&format!("http://{address}")).status.code(), Some(1));
+    assert_eq!(asked(&format!("http://{address}")).status.code(), Some(4));
     // It looks by itself every 30 s, which is longer than the test waits.
     let second = authority.issue();
     program.signal("HUP");
