@@ -608,7 +608,7 @@ mod tests {
         for peers in rooms.rooms.values() {
             assert!(!peers.is_empty());
             for (peer, live) in peers {
-                let is_mutual = |contact| peers.get(contact).is_none_or(|other: &Live| other.contacts.contains(peer));
+                let is_mutual = |contact: &PeerId| peers.get(contact).is_none_or(|other| other.contacts.contains(peer));
                 assert!(live.contacts.iter().all(is_mutual) && !live.contacts.contains(peer), "contacts that are here are mutual");
             }
         }
