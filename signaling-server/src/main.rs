@@ -1,4 +1,4 @@
-//! `webrtc-server`: reads the command line, listens, serves until SIGTERM or SIGINT.
+//! `webrtc-server`: reads the command line, listens, serves until SIGTERM or SIGINT; or makes what it needs in AWS.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,8 @@ use shared::{
 use signaling_server::{
     api::{
         self,
-        cli::{Addresses, Args, Listening},
+        cli::{Addresses, Args, Command, Init, Listening},
+        init,
     },
     runtime::server::Server,
 };
@@ -35,17 +36,57 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(args: Args) -> anyhow::Result<()> {
-    let json = args.json;
-    let start = args.resolve()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+fn start(mut args: Args) -> anyhow::Result<()> {
+    match args.command.take() {
+        None => serve(args),
+        Some(Command::Init(init)) => make(args, &init),
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_stack_size(STACK_BYTES)
         .enable_all()
         .build()
-        .context("the runtime cannot start")?;
-    runtime.block_on(async {
+        .context("the runtime cannot start")
+}
+
+/// `webrtc-server init`. What else the server needs in AWS joins the table's part here.
+fn make(args: Args, init: &Init) -> anyhow::Result<()> {
+    let json = args.json;
+    let table = args.resolve_table()?;
+    if init.print {
+        let parts = [init::rooms(&table)];
+        println!("{}", if json { init::to_json(&parts).to_string() } else { init::script(&parts) });
+        return Ok(());
+    }
+    runtime()?.block_on(make_in_aws(&table, json))
+}
+
+#[cfg(feature = "aws")]
+async fn make_in_aws(table: &str, json: bool) -> anyhow::Result<()> {
+    use signaling_server::runtime::{aws, config::AwsSettings, store::dynamodb};
+    let made = dynamodb::make_table(&aws::load(&AwsSettings::default()).await?, table).await?;
+    if json {
+        println!("{}", serde_json::json!({"dynamodb_table": {"name": table, "made": made.table, "ttl_switched_on": made.ttl}}));
+    } else {
+        let (table_was, ttl_was) = (if made.table { "made" } else { "there" }, if made.ttl { "switched on" } else { "on" });
+        println!("DynamoDB table {table}: {table_was}; its TTL: {ttl_was}");
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "aws"))]
+async fn make_in_aws(_: &str, _: bool) -> anyhow::Result<()> {
+    Err(signaling_server::runtime::config::without_aws().into())
+}
+
+fn serve(args: Args) -> anyhow::Result<()> {
+    let json = args.json;
+    let start = args.resolve()?;
+    runtime()?.block_on(async {
         let (listeners, listening) = bind(start.addresses).await?;
         let shutdown = Shutdown::new();
         shutdown.listen_for_signals()?;

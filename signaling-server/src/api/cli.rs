@@ -5,9 +5,10 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    str::FromStr,
 };
 
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 use shared::{
     domain::{
@@ -24,13 +25,14 @@ use crate::{
         turn_credentials::{self, TurnUrl},
     },
     runtime::{
-        config::{Config, Limits},
+        config::{Config, Limits, without_aws},
         turn_credentials::TurnConfig,
     },
 };
 
 const HTTP: &str = "0.0.0.0:8001";
 const WS: &str = "0.0.0.0:8080";
+const TABLE: &str = "webrtc-connect-rooms";
 
 const EXAMPLES: &str = r#"Examples:
   webrtc-server --ice-servers '[{"urls": "stun:stun.example.org:3478"}]'
@@ -38,7 +40,9 @@ const EXAMPLES: &str = r#"Examples:
   webrtc-server --listen 127.0.0.1:8001 --trusted-proxy 127.0.0.1
       behind a reverse proxy that adds TLS
   webrtc-server --turn-urls turn:turn.example.org:3478 --turn-secret-file turn-secret
-      with a TURN server for peers behind strict firewalls (scripts/coturn starts one)"#;
+      with a TURN server for peers behind strict firewalls (scripts/coturn starts one)
+  webrtc-server init && webrtc-server --store dynamodb
+      rooms in DynamoDB, so that several servers can share them"#;
 
 /// The signaling server of webRTC-connect: rooms, admission, and the exchange of sealed offers. It never sees data.
 ///
@@ -59,9 +63,13 @@ pub struct Args {
     /// Where rooms and the signing key are kept [default: the user's data directory]
     #[arg(long, env = "WEBRTC_SERVER_DATA_DIR", value_name = "DIRECTORY")]
     data_dir: Option<PathBuf>,
-    /// `redb` keeps rooms in a file; `memory` keeps rooms and signing key only as long as the process lives [default: redb]
+    /// `redb` keeps rooms in a file; `dynamodb` in a table that several servers can share; `memory` keeps rooms and signing key only as long
+    /// as the process lives [default: redb]
     #[arg(long, env = "WEBRTC_SERVER_STORE")]
     store: Option<StoreKind>,
+    /// The table for --store dynamodb. AWS's own variables say where it is and who we are: AWS_REGION, AWS_PROFILE, … [default: webrtc-connect-rooms]
+    #[arg(long, env = "WEBRTC_SERVER_DYNAMODB_TABLE", value_name = "NAME", global = true)]
+    dynamodb_table: Option<TableName>,
     /// STUN and TURN servers for peers: JSON in the browser's form such as [{"urls": "stun:HOST:3478"}], or @FILE with it
     #[arg(long, env = "ICE_SERVERS", value_name = "JSON", value_parser = secret, hide_env_values = true, help_heading = "Ways between peers")]
     ice_servers: Option<Secret<String>>,
@@ -88,17 +96,35 @@ pub struct Args {
     #[arg(long = "trusted-proxy", env = "WEBRTC_SERVER_TRUSTED_PROXIES", value_name = "IP", value_delimiter = ',')]
     trusted_proxies: Vec<IpAddr>,
     /// The configuration file
-    #[arg(long, env = "WEBRTC_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "WEBRTC_CONFIG", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// The environment of the configuration file that overlays it: [environments.NAME.server]
-    #[arg(long, env = "WEBRTC_ENVIRONMENT", value_name = "NAME")]
+    #[arg(long, env = "WEBRTC_ENVIRONMENT", value_name = "NAME", global = true)]
     environment: Option<String>,
-    /// Print the addresses as one JSON object
-    #[arg(long)]
+    /// Print the addresses (or what `init` did) as one JSON object
+    #[arg(long, global = true)]
     pub json: bool,
     /// Log more; repeat for still more (WEBRTC_LOG takes filters)
-    #[arg(short, long, action = ArgAction::Count)]
+    #[arg(short, long, action = ArgAction::Count, global = true)]
     pub verbose: u8,
+    /// What to do instead of serving
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What can be done instead of serving.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Make what the server needs in AWS, once: the DynamoDB table and its TTL. What is there already stays as it is
+    Init(Init),
+}
+
+/// The flags of `init`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Init {
+    /// Make nothing; print the commands of the AWS CLI that would, and the least IAM policy for the server
+    #[arg(long)]
+    pub print: bool,
 }
 
 /// Where rooms are kept.
@@ -107,8 +133,33 @@ pub struct Args {
 pub enum StoreKind {
     /// In a file.
     Redb,
+    /// In a DynamoDB table.
+    Dynamodb,
     /// Nowhere.
     Memory,
+}
+
+/// The name of a DynamoDB table.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct TableName(String);
+
+impl FromStr for TableName {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        let fits = (3..=255).contains(&name.len());
+        if fits && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) {
+            return Ok(TableName(name.to_owned()));
+        }
+        Err("a DynamoDB table's name has 3 to 255 letters, digits, _, . or -".to_owned())
+    }
+}
+
+impl TryFrom<String> for TableName {
+    type Error = String;
+    fn try_from(name: String) -> Result<Self, String> {
+        name.parse()
+    }
 }
 
 /// The `[server]` section.
@@ -120,6 +171,7 @@ struct Section {
     listen: Option<SocketAddr>,
     data_dir: Option<PathBuf>,
     store: Option<StoreKind>,
+    dynamodb_table: Option<TableName>,
     ice_servers: IceServers,
     turn_urls: Vec<String>,
     turn_secret_file: Option<PathBuf>,
@@ -162,13 +214,30 @@ impl Args {
         self.with(section)
     }
 
+    /// The table that `init` is about.
+    ///
+    /// # Errors
+    /// When the configuration file is wrong.
+    pub fn resolve_table(self) -> Result<String, Failure> {
+        let section: Section = config::load("server", self.config.as_deref(), self.environment.as_deref())?;
+        Ok(table(self.dynamodb_table.or(section.dynamodb_table)))
+    }
+
     fn with(self, section: Section) -> Result<Start, Failure> {
         let addresses = addresses(&self, &section)?;
         let turn = turn(&self, &section)?;
-        let data_dir = match self.store.or(section.store).unwrap_or(StoreKind::Redb) {
+        let store = self.store.or(section.store).unwrap_or(StoreKind::Redb);
+        if store == StoreKind::Dynamodb && !cfg!(feature = "aws") {
+            return Err(without_aws());
+        }
+        let data_dir = match store {
             StoreKind::Memory => None,
-            StoreKind::Redb => Some(self.data_dir.or(section.data_dir).map_or_else(|| config::data_dir("server"), Ok)?),
+            // With DynamoDB only the signing key is kept here.
+            StoreKind::Redb | StoreKind::Dynamodb => {
+                Some(self.data_dir.or(section.data_dir).map_or_else(|| config::data_dir("server"), Ok)?)
+            }
         };
+        let dynamodb_table = (store == StoreKind::Dynamodb).then(|| table(self.dynamodb_table.or(section.dynamodb_table)));
         let ice_servers = config::ice_servers("--ice-servers (ICE_SERVERS)", self.ice_servers.as_ref())?;
         let defaults = Config::default();
         let mut limits = section.limits;
@@ -177,6 +246,7 @@ impl Args {
         let proxies = if self.trusted_proxies.is_empty() { section.trusted_proxies } else { self.trusted_proxies };
         let config = Config {
             data_dir,
+            dynamodb_table,
             ice_servers: ice_servers.unwrap_or(section.ice_servers.0),
             turn,
             room_ttl: grant::checked_ttl(self.room_ttl.or(section.room_ttl), defaults.room_ttl)?,
@@ -186,6 +256,10 @@ impl Args {
         };
         Ok(Start { config, addresses })
     }
+}
+
+fn table(named: Option<TableName>) -> String {
+    named.map_or_else(|| TABLE.to_owned(), |name| name.0)
 }
 
 /// Any text: clap's own errors would quote the password in it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Extension, Json,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
@@ -17,7 +17,7 @@ use shared::domain::{
 };
 
 use super::{
-    error::ApiError,
+    error::{ApiError, retry_after},
     extract::{Body, RoomPath, whole_seconds},
 };
 use crate::{
@@ -125,15 +125,17 @@ pub async fn delete_peers_and_room(
     Ok(Json(json!({"status": "deleted", "room_id": room_id})))
 }
 
-/// `GET /health`: 200 while it can serve, 503 when it cannot.
+/// `GET /health`: 200 while it can serve, 503 when it cannot. While a store that is not on this machine does not answer, it still relays,
+/// and to be taken out of service would only cut the rooms that are connected.
 pub async fn health(State(server): State<Arc<Server>>) -> Response {
     let store = server.check_store().await;
     let sockets = server.sockets.len();
-    let full = sockets >= server.config.limits.sockets;
-    let (status, code) = match (&store, full || server.stop.is_cancelled()) {
-        (Err(_), _) => ("unhealthy", StatusCode::SERVICE_UNAVAILABLE),
-        (Ok(()), true) => ("degraded", StatusCode::OK),
-        (Ok(()), false) => ("healthy", StatusCode::OK),
+    let degraded = sockets >= server.config.limits.sockets || server.stop.is_cancelled();
+    let (status, code) = match (&store, server.config.dynamodb_table.is_some()) {
+        (Err(_), false) => ("unhealthy", StatusCode::SERVICE_UNAVAILABLE),
+        (Err(_), true) => ("degraded", StatusCode::OK),
+        (Ok(()), _) if degraded => ("degraded", StatusCode::OK),
+        (Ok(()), _) => ("healthy", StatusCode::OK),
     };
     let body = json!({
         "status": status,
@@ -146,7 +148,11 @@ pub async fn health(State(server): State<Arc<Server>>) -> Response {
             "stopping": server.stop.is_cancelled(),
         },
     });
-    (code, Json(body)).into_response()
+    let mut response = (code, Json(body)).into_response();
+    if let Some(seconds) = retry_after(code) {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+    }
+    response
 }
 
 /// `GET /metrics`

@@ -1,6 +1,6 @@
 //! Every operation of the server, one method each; HTTP and WebSocket only translate.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use shared::domain::{
     error::{Code, Failure},
@@ -26,6 +26,9 @@ use crate::domain::grant::{self, Change, Identity, PublicKey, Refusal, Room, Tok
 /// How often a new room tries another id. With 128 random bits the first is free unless the randomness is broken.
 const ID_TRIES: usize = 3;
 
+/// How long the store may take before it counts as not answering; whoever watches a server's health does not wait long.
+const HEALTH: Duration = Duration::from_millis(500);
+
 /// The server's parts.
 pub struct Server {
     /// What it was told.
@@ -49,20 +52,22 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the store and the signing key in the data directory (made when missing), or in memory without one.
+    /// Opens the store (the DynamoDB table, where one is named) and the signing key in the data directory (made when missing), or in memory
+    /// without one.
     ///
     /// # Errors
-    /// [`Code::BadFile`] when a file cannot be used.
+    /// [`Code::BadFile`] when a file cannot be used; [`Code::InvalidRequest`] or [`Code::Unavailable`] when the DynamoDB table cannot.
     pub async fn open(config: Config, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
         let turn = config.turn.clone().map(TurnIssuer::open).transpose()?;
-        let (store, keys): (Arc<dyn Store>, KeyPair) = match &config.data_dir {
-            None => (Arc::new(MemoryStore::new()), KeyPair::ephemeral()?),
+        let keys = match &config.data_dir {
+            None => KeyPair::ephemeral()?,
             Some(dir) => {
                 create_private(dir)
                     .map_err(|error| Failure::new(Code::BadFile, format!("cannot make the data directory {}: {error}", dir.display())))?;
-                (Arc::new(RedbStore::open(&dir.join("rooms.redb"))?), KeyPair::load_or_create(dir)?)
+                KeyPair::load_or_create(dir)?
             }
         };
+        let store = open_store(&config).await?;
         let metrics = Arc::new(Metrics::new());
         let hub = Hub::new(config.limits.peers_per_room, Arc::new(OneProcess), metrics.clone(), stop.clone());
         Ok(Arc::new(Server {
@@ -198,13 +203,14 @@ impl Server {
         servers
     }
 
-    /// Whether the store answers.
+    /// Whether the store answers, and soon.
     ///
     /// # Errors
     /// [`Code::Unavailable`] when it does not.
     pub async fn check_store(&self) -> Result<(), Failure> {
         let id: RoomId = "health".parse()?;
-        self.store.get(self.now(), &id).await?;
+        let late = |_| Failure::new(Code::Unavailable, "the room store does not answer");
+        tokio::time::timeout(HEALTH, self.store.get(self.now(), &id)).await.map_err(late)??;
         Ok(())
     }
 
@@ -228,6 +234,25 @@ impl Server {
             }
         }
     }
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Failure> {
+    Ok(match (&config.dynamodb_table, &config.data_dir) {
+        (Some(table), _) => open_table(config, table).await?,
+        (None, Some(dir)) => Arc::new(RedbStore::open(&dir.join("rooms.redb"))?),
+        (None, None) => Arc::new(MemoryStore::new()),
+    })
+}
+
+#[cfg(feature = "aws")]
+async fn open_table(config: &Config, table: &str) -> Result<Arc<dyn Store>, Failure> {
+    let aws = super::aws::load(&config.aws).await?;
+    Ok(Arc::new(super::store::dynamodb::DynamoStore::open(&aws, table).await?))
+}
+
+#[cfg(not(feature = "aws"))]
+async fn open_table(_: &Config, _: &str) -> Result<Arc<dyn Store>, Failure> {
+    Err(super::config::without_aws())
 }
 
 /// Makes the directory and its parents; what is new is for the owner only.
