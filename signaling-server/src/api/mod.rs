@@ -1,13 +1,14 @@
 //! What people and peers touch: the command line, the REST routes, the WebSocket.
 //!
 //! * [`run`]: the whole server as one future; the listeners and the end are arguments
-//! * [`cli`]; [`http`] (the table of routes), [`handlers`]; [`ws`]; [`openapi`]; [`extract`], [`error`]
+//! * [`cli`], [`init`]; [`http`] (the table of routes), [`handlers`]; [`ws`]; [`openapi`]; [`extract`], [`error`]
 
 pub mod cli;
 pub mod error;
 pub mod extract;
 pub mod handlers;
 pub mod http;
+pub mod init;
 pub mod openapi;
 pub mod ws;
 

@@ -15,9 +15,11 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use futures_util::future::BoxFuture;
 use governor::DefaultDirectRateLimiter;
 use shared::domain::{
     error::{Code, Failure},
+    id::RoomId,
     signal::{self, MAX_MESSAGE, ToPeer, ToServer},
 };
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout, timeout_at};
@@ -25,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use super::error::ApiError;
 use crate::{
-    domain::rooms::Closing,
+    domain::{grant::Identity, rooms::Closing},
     runtime::{
         admission::{self, Admitted, Applicant, Next, Registration},
         rate::{self, Address},
@@ -148,6 +150,8 @@ impl Connection {
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut renewal = self.server.turn.as_ref().map(|turn| interval_at(Instant::now() + turn.renew_after(), turn.renew_after()));
         let mut heard = Instant::now();
+        // Beside the relay: the store may take its time, and nobody's messages wait for it.
+        let mut room_renewal: Option<BoxFuture<'static, ToPeer>> = None;
         loop {
             tokio::select! {
                 biased;
@@ -167,12 +171,26 @@ impl Connection {
                     let ice_servers = self.server.ice_servers(&admitted.peer).await;
                     or_stop(stop.stopped(), self.send(&ToPeer::IceServers { ice_servers })).await?;
                 }
+                renewed = ready(&mut room_renewal) => {
+                    room_renewal = None;
+                    count_refusal(&self.server, &renewed);
+                    or_stop(stop.stopped(), self.send(&renewed)).await?;
+                }
                 received = self.socket.recv() => {
                     heard = Instant::now();
-                    if let Some(text) = self.accept(received)? {
-                        for answer in answers(&self.server, &admitted, &text).await {
-                            or_stop(stop.stopped(), self.send(&answer)).await?;
+                    let Some(text) = self.accept(received)? else { continue };
+                    let answers = match signal::decode::<ToServer>(&text) {
+                        Ok(ToServer::Renew) if room_renewal.is_none() => {
+                            room_renewal = Some(Box::pin(renew(self.server.clone(), admitted.identity.clone(), admitted.room.clone())));
+                            continue;
                         }
+                        Ok(ToServer::Renew) => vec![error(Failure::new(Code::PeerBusy, "the room is being renewed; wait for the answer"))],
+                        Ok(message) => admitted.seat.handle(message).await,
+                        Err(failure) => vec![error(failure)],
+                    };
+                    for answer in answers {
+                        count_refusal(&self.server, &answer);
+                        or_stop(stop.stopped(), self.send(&answer)).await?;
                     }
                 }
             }
@@ -235,21 +253,25 @@ impl Connection {
     }
 }
 
-async fn answers(server: &Server, admitted: &Admitted, text: &str) -> Vec<ToPeer> {
-    let answers = match signal::decode::<ToServer>(text) {
-        Ok(ToServer::Renew) => match server.renew(&admitted.identity, &admitted.room, None).await {
-            Ok(expires_at) => vec![ToPeer::Renewed { expires_at }],
-            Err(failure) => vec![error(failure)],
-        },
-        Ok(message) => admitted.seat.handle(message).await,
-        Err(failure) => vec![error(failure)],
-    };
-    for answer in &answers {
-        if let ToPeer::Error { code, .. } = answer {
-            server.metrics.refused(*code);
-        }
+async fn renew(server: Arc<Server>, caller: Identity, room: RoomId) -> ToPeer {
+    match server.renew(&caller, &room, None).await {
+        Ok(expires_at) => ToPeer::Renewed { expires_at },
+        Err(failure) => error(failure),
     }
-    answers
+}
+
+fn count_refusal(server: &Server, answer: &ToPeer) {
+    if let ToPeer::Error { code, .. } = answer {
+        server.metrics.refused(*code);
+    }
+}
+
+/// Waits for the answer; when there is none to come, for ever.
+async fn ready(answer: &mut Option<BoxFuture<'static, ToPeer>>) -> ToPeer {
+    match answer {
+        Some(answer) => answer.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits for the timer's next tick; without a timer for ever.

@@ -1,6 +1,6 @@
 //! Every operation of the server, one method each; HTTP and WebSocket only translate.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use shared::domain::{
     error::{Code, Failure},
@@ -32,6 +32,9 @@ const ID_TRIES: usize = 3;
 #[cfg(feature = "aws")]
 const GOODBYE: f64 = 0.8;
 
+/// How long the store may take before it counts as not answering; whoever watches a server's health does not wait long.
+const HEALTH: Duration = Duration::from_millis(500);
+
 /// The server's parts.
 pub struct Server {
     /// What it was told.
@@ -58,20 +61,23 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the store and the signing key in the data directory (made when missing), or in memory without one; and what is elsewhere.
+    /// Opens the store (the DynamoDB table, where one is named) and the signing key in the data directory (made when missing), or in memory
+    /// without one; and the user pool, where there is one.
     ///
     /// # Errors
-    /// [`Code::BadFile`] when a file cannot be used, [`Code::InvalidRequest`] when something elsewhere is not as it is configured.
+    /// [`Code::BadFile`] when a file cannot be used; [`Code::InvalidRequest`] or [`Code::Unavailable`] when the DynamoDB table or the user pool
+    /// cannot.
     pub async fn open(config: Config, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
         let turn = config.turn.clone().map(TurnIssuer::open).transpose()?;
-        let (store, keys): (Arc<dyn Store>, KeyPair) = match &config.data_dir {
-            None => (Arc::new(MemoryStore::new()), KeyPair::ephemeral()?),
+        let keys = match &config.data_dir {
+            None => KeyPair::ephemeral()?,
             Some(dir) => {
                 create_private(dir)
                     .map_err(|error| Failure::new(Code::BadFile, format!("cannot make the data directory {}: {error}", dir.display())))?;
-                (Arc::new(RedbStore::open(&dir.join("rooms.redb"))?), KeyPair::load_or_create(dir)?)
+                KeyPair::load_or_create(dir)?
             }
         };
+        let store = open_store(&config).await?;
         let metrics = Arc::new(Metrics::new());
         let hub = Hub::new(config.limits.peers_per_room, Arc::new(OneProcess), metrics.clone(), stop.clone());
         #[cfg(feature = "aws")]
@@ -85,9 +91,7 @@ impl Server {
         #[cfg(not(feature = "aws"))]
         let auth = match &config.cognito {
             None => Auth::local(&keys, config.token_ttl)?,
-            Some(_) => {
-                return Err(Failure::new(Code::InvalidRequest, "this webrtc-server was built without AWS: it knows no --auth cognito"));
-            }
+            Some(_) => return Err(super::config::without_aws()),
         };
         let limits = config.limits.clone().for_users_of(config.cognito.is_some());
         Ok(Arc::new(Server {
@@ -263,13 +267,14 @@ impl Server {
         "ok"
     }
 
-    /// Whether the store answers.
+    /// Whether the store answers, and soon.
     ///
     /// # Errors
     /// [`Code::Unavailable`] when it does not.
     pub async fn check_store(&self) -> Result<(), Failure> {
         let id: RoomId = "health".parse()?;
-        self.store.get(self.now(), &id).await?;
+        let late = |_| Failure::new(Code::Unavailable, "the room store does not answer");
+        tokio::time::timeout(HEALTH, self.store.get(self.now(), &id)).await.map_err(late)??;
         Ok(())
     }
 
@@ -294,6 +299,25 @@ impl Server {
             }
         }
     }
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Failure> {
+    Ok(match (&config.dynamodb_table, &config.data_dir) {
+        (Some(table), _) => open_table(config, table).await?,
+        (None, Some(dir)) => Arc::new(RedbStore::open(&dir.join("rooms.redb"))?),
+        (None, None) => Arc::new(MemoryStore::new()),
+    })
+}
+
+#[cfg(feature = "aws")]
+async fn open_table(config: &Config, table: &str) -> Result<Arc<dyn Store>, Failure> {
+    let aws = super::aws::load(&config.aws).await?;
+    Ok(Arc::new(super::store::dynamodb::DynamoStore::open(&aws, table).await?))
+}
+
+#[cfg(not(feature = "aws"))]
+async fn open_table(_: &Config, _: &str) -> Result<Arc<dyn Store>, Failure> {
+    Err(super::config::without_aws())
 }
 
 /// Makes the directory and its parents; what is new is for the owner only.

@@ -2,8 +2,10 @@
 
 mod abuse;
 mod admission;
+mod contract;
 mod process;
 mod relay;
 mod rest;
+mod store;
 mod support;
 mod turn;
