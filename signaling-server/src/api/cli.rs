@@ -421,6 +421,28 @@ mod tests {
     }
 
     #[test]
+    fn rooms_in_dynamodb_have_a_table_and_still_a_data_directory() {
+        let config = |line: &[&str], file: &str| args(line).with(section(file)).map(|start| start.config);
+        let file = "[server]\nstore = 'dynamodb'\ndynamodb_table = 'lab-rooms'\ndata_dir = '/d'\n";
+        if cfg!(feature = "aws") {
+            let named = config(&[], file).unwrap();
+            assert_eq!((named.dynamodb_table.as_deref(), named.data_dir), (Some("lab-rooms"), Some("/d".into())));
+            assert_eq!(config(&["--dynamodb-table", "other"], file).unwrap().dynamodb_table.as_deref(), Some("other"));
+            let unnamed = config(&["--store", "dynamodb", "--data-dir", "/d"], "[server]\n").unwrap();
+            assert_eq!(unnamed.dynamodb_table.as_deref(), Some(TABLE));
+        } else {
+            assert!(config(&[], file).unwrap_err().message.contains("built without AWS"));
+        }
+        assert_eq!(config(&["--store", "memory"], file).unwrap().dynamodb_table, None);
+        for name in ["ab", "a b", "'; rm", ""] {
+            assert!(Args::try_parse_from(["webrtc-server", "--dynamodb-table", name]).is_err(), "{name}");
+        }
+        let init = args(&["init", "--print", "--dynamodb-table", "lab-rooms"]);
+        assert!(matches!(init.command, Some(Command::Init(Init { print: true, .. }))));
+        assert_eq!(init.dynamodb_table, Some("lab-rooms".parse().unwrap()));
+    }
+
+    #[test]
     fn one_address_sets_two_aside() {
         let one = "127.0.0.1:5".parse().unwrap();
         let file = || section("[server]\nhttp = '127.0.0.1:1'\nstore = 'memory'\n");

@@ -101,6 +101,34 @@ async fn what_was_done_though_its_answer_was_lost_is_not_done_twice() {
 }
 
 #[tokio::test]
+async fn another_server_may_write_between_a_lost_answer_and_the_next_attempt() {
+    let peer = |name: &str| name.parse().unwrap();
+    let changes =
+        [(who("b"), claim("q")), (who("owner"), Change::Renew { ttl: Some(500) }), (who("owner"), Change::Release { peer: peer("p") })];
+    for (caller, change) in changes {
+        let scene = scene().await;
+        scene.proxy.fail_next(1, Fault::Lost, "PutItem");
+        scene.proxy.fail_next(1, Fault::Hang, "PutItem");
+        let (store, asked) = (scene.store.clone(), change.clone());
+        let changing = tokio::spawn(async move { store.change(1000, &id("r"), &caller, asked).await });
+        while scene.proxy.count("PutItem") < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        scene.other.change(1000, &id("r"), &who("c"), claim("z")).await.unwrap();
+        let changed = changing.await.unwrap().unwrap_or_else(|error| panic!("{change:?}: {error}"));
+        let stored = scene.stored("r").await.unwrap();
+        assert_eq!(changed, stored, "{change:?}");
+        assert!(stored.peers.contains_key(&peer("z")), "{change:?}: the other server's write was overwritten");
+        let expected = match change {
+            Change::Claim { .. } => (stored.peers.len() == 3, stored.expires_at == 1100),
+            Change::Renew { .. } => (stored.peers.len() == 2, stored.expires_at == 1500),
+            Change::Release { .. } => (stored.peers.len() == 1, stored.expires_at == 1100),
+        };
+        assert_eq!(expected, (true, true), "{change:?}: {stored:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_hanging_attempt_is_given_up_for_the_next() {
     let scene = scene().await;
     scene.proxy.fail_next(1, Fault::Hang, "PutItem");

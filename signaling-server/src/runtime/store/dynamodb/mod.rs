@@ -69,8 +69,8 @@ impl DynamoStore {
         Error: From<E>,
     {
         let work = async { sending.await.map_err(|error| Box::new(Error::from(error))) };
-        let is_outage = |error: &Box<Error>| !matches!(**error, Error::ConditionalCheckFailedException(_));
-        match self.guard.run(work, is_outage).await.map_err(StoreError::Away)? {
+        let answer = self.guard.run(work, |error| !matches!(**error, Error::ConditionalCheckFailedException(_))).await;
+        match answer.map_err(StoreError::Away)? {
             Ok(output) => Ok(Ok(output)),
             Err(error) => match *error {
                 Error::ConditionalCheckFailedException(failed) => Ok(Err(failed.item)),
