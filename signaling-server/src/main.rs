@@ -1,4 +1,4 @@
-//! `webrtc-server`: reads the command line, listens, serves until SIGTERM or SIGINT.
+//! `webrtc-server`: reads the command line, listens, serves until SIGTERM or SIGINT; or makes what it needs in AWS.
 
 use std::process::ExitCode;
 
@@ -11,8 +11,9 @@ use shared::{
 use signaling_server::{
     api::{
         self,
-        cli::{Addresses, Args, Command, Listening},
+        cli::{Addresses, Args, Command, Init, Listening, Wanted},
         health::{self, HealthArgs},
+        init,
     },
     runtime::{config::Limits, descriptors, server::Server},
 };
@@ -44,6 +45,7 @@ fn start(mut args: Args) -> anyhow::Result<()> {
     match args.command.take() {
         None => serve(args),
         Some(Command::Health(health)) => ask(args, &health),
+        Some(Command::Init(init)) => make(args, &init),
     }
 }
 
@@ -55,6 +57,52 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("the runtime cannot start")
+}
+
+/// `webrtc-server init`.
+fn make(args: Args, init: &Init) -> anyhow::Result<()> {
+    let json = args.json;
+    let wanted = args.resolve_init(init)?;
+    if init.print {
+        let rooms = wanted.table.iter().map(|table| init::rooms(table));
+        let users = wanted.pool.iter().map(|(name, way)| init::users(name, *way));
+        let parts: Vec<init::Part> = rooms.chain(users).collect();
+        println!("{}", if json { init::to_json(&parts).to_string() } else { init::script(&parts) });
+        return Ok(());
+    }
+    runtime()?.block_on(make_in_aws(wanted, json))
+}
+
+#[cfg(feature = "aws")]
+async fn make_in_aws(wanted: Wanted, json: bool) -> anyhow::Result<()> {
+    use signaling_server::runtime::{aws, cognito::make as cognito, config::AwsSettings, store::dynamodb};
+    let aws = aws::load(&AwsSettings::default()).await?;
+    let (mut told, was) = (serde_json::Map::new(), |made: bool| if made { "made" } else { "there" });
+    if let Some(table) = wanted.table {
+        let made = dynamodb::make_table(&aws, &table).await?;
+        if !json {
+            println!("DynamoDB table {table}: {}; its TTL: {}", was(made.table), if made.ttl { "switched on" } else { "on" });
+        }
+        told.insert("dynamodb_table".into(), serde_json::json!({"name": table, "made": made.table, "ttl_switched_on": made.ttl}));
+    }
+    if let Some((name, way)) = wanted.pool {
+        let cognito::Made { pool, pool_made, client, client_made } = cognito::make(&aws, &name, way).await?;
+        if !json {
+            println!("Cognito user pool {name}, {pool}: {}; its app client, {client}: {}", was(pool_made), was(client_made));
+            println!("For the server: --auth cognito --cognito-pool {pool} --cognito-client {client} --cognito-sign-in {way}");
+        }
+        let made = serde_json::json!({"name": name, "pool": pool, "pool_made": pool_made, "client": client, "client_made": client_made});
+        told.insert("cognito".into(), made);
+    }
+    if json {
+        println!("{}", serde_json::Value::Object(told));
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "aws"))]
+async fn make_in_aws(_: Wanted, _: bool) -> anyhow::Result<()> {
+    Err(signaling_server::runtime::config::without_aws().into())
 }
 
 fn serve(args: Args) -> anyhow::Result<()> {

@@ -20,7 +20,7 @@ const HEAVY: [(&str, &str); 8] = [
     ("zeromq", "worker/src/runtime/progress.rs"),
     ("redb", "signaling-server/src/runtime/store/redb.rs"),
     ("jsonwebtoken", "signaling-server/src/runtime/auth.rs"),
-    ("aws_sdk_dynamodb", "signaling-server/src/runtime/store/dynamodb.rs"),
+    ("aws_sdk_dynamodb", "signaling-server/src/runtime/store/dynamodb/"),
     ("aws_sdk_cognitoidentityprovider", "signaling-server/src/runtime/cognito/"),
     ("async_nats", "signaling-server/src/runtime/relay/nats.rs"),
 ];

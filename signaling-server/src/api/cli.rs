@@ -2,7 +2,7 @@
 
 mod users;
 
-use std::{convert::Infallible, fmt, net::SocketAddr, path::PathBuf};
+use std::{convert::Infallible, fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
@@ -24,7 +24,7 @@ use crate::{
         turn_credentials::{self, TurnUrl},
     },
     runtime::{
-        config::{Config, Limits, SignInWay},
+        config::{Config, Limits, SignInWay, without_aws},
         relay::NatsConfig,
         tls::TlsFiles,
         turn_credentials::TurnConfig,
@@ -33,6 +33,8 @@ use crate::{
 
 const HTTP: &str = "0.0.0.0:8001";
 const WS: &str = "0.0.0.0:8080";
+const TABLE: &str = "webrtc-connect-rooms";
+const POOL: &str = "webrtc-connect";
 
 const EXAMPLES: &str = r#"Examples:
   webrtc-server --ice-servers '[{"urls": "stun:stun.example.org:3478"}]'
@@ -43,8 +45,10 @@ const EXAMPLES: &str = r#"Examples:
       behind a reverse proxy that adds TLS
   webrtc-server --turn-urls turn:turn.example.org:3478 --turn-secret-file turn-secret
       with a TURN server for peers behind strict firewalls (scripts/coturn starts one)
+  webrtc-server init && webrtc-server --store dynamodb
+      rooms in DynamoDB, so that several servers can share them
   webrtc-server --auth cognito --cognito-pool eu-central-1_AbCdEfGhI --cognito-client 1h57kf5cpq17m0eml12EXAMPLE
-      with anonymous users in an Amazon Cognito user pool"#;
+      anonymous users in an Amazon Cognito user pool, which webrtc-server init --cognito makes"#;
 
 /// The signaling server of webRTC-connect: rooms, admission, and the exchange of sealed offers. It never sees data.
 ///
@@ -65,9 +69,13 @@ pub struct Args {
     /// Where rooms and the signing key are kept [default: the user's data directory]
     #[arg(long, env = "WEBRTC_SERVER_DATA_DIR", value_name = "DIRECTORY")]
     data_dir: Option<PathBuf>,
-    /// `redb` keeps rooms in a file; `memory` keeps rooms and signing key only as long as the process lives [default: redb]
+    /// `redb` keeps rooms in a file; `dynamodb` in a table that several servers can share; `memory` keeps rooms and signing key only as long
+    /// as the process lives [default: redb]
     #[arg(long, env = "WEBRTC_SERVER_STORE")]
     store: Option<StoreKind>,
+    /// The table for --store dynamodb. AWS's own variables say where it is and who we are: AWS_REGION, AWS_PROFILE, … [default: webrtc-connect-rooms]
+    #[arg(long, env = "WEBRTC_SERVER_DYNAMODB_TABLE", value_name = "NAME", global = true)]
+    dynamodb_table: Option<TableName>,
     /// Where the servers of one deployment meet: NATS servers such as nats://HOST:4222 or tls://USER:PASSWORD@HOST:4222. They need one room
     /// store, and one signing key where it is local. One server alone needs none
     #[arg(long, env = "WEBRTC_SERVER_NATS", value_name = "URL,…", value_parser = secret, hide_env_values = true, help_heading = "Several servers")]
@@ -113,16 +121,16 @@ pub struct Args {
     #[arg(long, env = "WEBRTC_SERVER_TLS_KEY", value_name = "FILE", help_heading = "TLS")]
     tls_key: Option<PathBuf>,
     /// The configuration file
-    #[arg(long, env = "WEBRTC_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "WEBRTC_CONFIG", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// The environment of the configuration file that overlays it: [environments.NAME.server]
-    #[arg(long, env = "WEBRTC_ENVIRONMENT", value_name = "NAME")]
+    #[arg(long, env = "WEBRTC_ENVIRONMENT", value_name = "NAME", global = true)]
     environment: Option<String>,
-    /// Print the addresses as one JSON object
-    #[arg(long)]
+    /// Print the addresses (or what `init` did) as one JSON object
+    #[arg(long, global = true)]
     pub json: bool,
     /// Log more; repeat for still more (WEBRTC_LOG takes filters)
-    #[arg(short, long, action = ArgAction::Count)]
+    #[arg(short, long, action = ArgAction::Count, global = true)]
     pub verbose: u8,
     /// What to do instead of serving
     #[command(subcommand)]
@@ -134,6 +142,34 @@ pub struct Args {
 pub enum Command {
     /// Ask the server that these options would start how it is; exits with 0 if it can serve
     Health(HealthArgs),
+    /// Make what the server needs in AWS, once: the DynamoDB table and its TTL, and a Cognito user pool. What is there already stays as it is
+    Init(Init),
+}
+
+/// The flags of `init`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Init {
+    /// Make nothing; print the commands of the AWS CLI that would, and the least IAM policy for the server
+    #[arg(long)]
+    pub print: bool,
+    /// Make a Cognito user pool and its app client, too, for --auth cognito; --cognito-sign-in says in which way
+    #[arg(long)]
+    pub cognito: bool,
+    /// The user pool's name
+    #[arg(long, value_name = "NAME", default_value = POOL, requires = "cognito", value_parser = pool_name)]
+    pub cognito_pool_name: String,
+    /// Make no table, for rooms in a file
+    #[arg(long, requires = "cognito")]
+    pub no_dynamodb: bool,
+}
+
+/// What `init` is to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The table's name.
+    pub table: Option<String>,
+    /// The user pool's name, and how users sign in there.
+    pub pool: Option<(String, SignInWay)>,
 }
 
 /// Where rooms are kept.
@@ -142,8 +178,33 @@ pub enum Command {
 pub enum StoreKind {
     /// In a file.
     Redb,
+    /// In a DynamoDB table.
+    Dynamodb,
     /// Nowhere.
     Memory,
+}
+
+/// The name of a DynamoDB table.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct TableName(String);
+
+impl FromStr for TableName {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Self, String> {
+        let fits = (3..=255).contains(&name.len());
+        if fits && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) {
+            return Ok(TableName(name.to_owned()));
+        }
+        Err("a DynamoDB table's name has 3 to 255 letters, digits, _, . or -".to_owned())
+    }
+}
+
+impl TryFrom<String> for TableName {
+    type Error = String;
+    fn try_from(name: String) -> Result<Self, String> {
+        name.parse()
+    }
 }
 
 /// The `[server]` section.
@@ -167,6 +228,7 @@ struct Section {
     cognito_jwks_url: Option<String>,
     cognito_sweep_after: Option<u64>,
     cognito_deletions_per_second: Option<u32>,
+    dynamodb_table: Option<TableName>,
     ice_servers: IceServers,
     turn_urls: Vec<String>,
     turn_secret_file: Option<PathBuf>,
@@ -237,16 +299,37 @@ impl Args {
         self.with(section)
     }
 
+    /// What `init` is about.
+    ///
+    /// # Errors
+    /// When the configuration file is wrong.
+    pub fn resolve_init(self, init: &Init) -> Result<Wanted, Failure> {
+        let section: Section = config::load("server", self.config.as_deref(), self.environment.as_deref())?;
+        let way = self.users.way(&section.users());
+        Ok(Wanted {
+            table: (!init.no_dynamodb).then(|| table(self.dynamodb_table.or(section.dynamodb_table))),
+            pool: init.cognito.then(|| (init.cognito_pool_name.clone(), way)),
+        })
+    }
+
     fn with(self, section: Section) -> Result<Start, Failure> {
         let addresses = addresses(&self, &section)?;
         let turn = turn(&self, &section)?;
         let tls = tls(&self, &section)?;
         let nats = nats(&self, &section)?;
         let users = section.users();
-        let data_dir = match self.store.or(section.store).unwrap_or(StoreKind::Redb) {
+        let store = self.store.or(section.store).unwrap_or(StoreKind::Redb);
+        if store == StoreKind::Dynamodb && !cfg!(feature = "aws") {
+            return Err(without_aws());
+        }
+        let data_dir = match store {
             StoreKind::Memory => None,
-            StoreKind::Redb => Some(self.data_dir.or(section.data_dir).map_or_else(|| config::data_dir("server"), Ok)?),
+            // With DynamoDB only the signing key is kept here.
+            StoreKind::Redb | StoreKind::Dynamodb => {
+                Some(self.data_dir.or(section.data_dir).map_or_else(|| config::data_dir("server"), Ok)?)
+            }
         };
+        let dynamodb_table = (store == StoreKind::Dynamodb).then(|| table(self.dynamodb_table.or(section.dynamodb_table)));
         let ice_servers = config::ice_servers("--ice-servers (ICE_SERVERS)", self.ice_servers.as_ref())?;
         let defaults = Config::default();
         let mut limits = section.limits;
@@ -258,6 +341,7 @@ impl Args {
             data_dir,
             nats,
             cognito: self.users.decide(users)?,
+            dynamodb_table,
             ice_servers: ice_servers.unwrap_or(section.ice_servers.0),
             turn,
             room_ttl: grant::checked_ttl(self.room_ttl.or(section.room_ttl), defaults.room_ttl)?,
@@ -268,6 +352,19 @@ impl Args {
         };
         Ok(Start { config, addresses })
     }
+}
+
+/// Fewer characters than Cognito takes: none of them needs quoting in a shell.
+fn pool_name(name: &str) -> Result<String, String> {
+    let fits = (1..=128).contains(&name.len()) && !name.starts_with('-');
+    if fits && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) {
+        return Ok(name.to_owned());
+    }
+    Err("a user pool's name has 1 to 128 letters, digits, _, . or -".to_owned())
+}
+
+fn table(named: Option<TableName>) -> String {
+    named.map_or_else(|| TABLE.to_owned(), |name| name.0)
 }
 
 /// Any text: clap's own errors would quote the password in it.
@@ -393,6 +490,28 @@ mod tests {
         assert_eq!(start.config.ice_servers[0].urls, ["stun:s"]);
         assert_eq!(start.config.data_dir, None);
         assert_eq!(start.addresses, Addresses::Two { http: "127.0.0.1:1".parse().unwrap(), ws: WS.parse().unwrap() });
+    }
+
+    #[test]
+    fn rooms_in_dynamodb_have_a_table_and_still_a_data_directory() {
+        let config = |line: &[&str], file: &str| args(line).with(section(file)).map(|start| start.config);
+        let file = "[server]\nstore = 'dynamodb'\ndynamodb_table = 'lab-rooms'\ndata_dir = '/d'\n";
+        if cfg!(feature = "aws") {
+            let named = config(&[], file).unwrap();
+            assert_eq!((named.dynamodb_table.as_deref(), named.data_dir), (Some("lab-rooms"), Some("/d".into())));
+            assert_eq!(config(&["--dynamodb-table", "other"], file).unwrap().dynamodb_table.as_deref(), Some("other"));
+            let unnamed = config(&["--store", "dynamodb", "--data-dir", "/d"], "[server]\n").unwrap();
+            assert_eq!(unnamed.dynamodb_table.as_deref(), Some(TABLE));
+        } else {
+            assert!(config(&[], file).unwrap_err().message.contains("built without AWS"));
+        }
+        assert_eq!(config(&["--store", "memory"], file).unwrap().dynamodb_table, None);
+        for name in ["ab", "a b", "'; rm", ""] {
+            assert!(Args::try_parse_from(["webrtc-server", "--dynamodb-table", name]).is_err(), "{name}");
+        }
+        let init = args(&["init", "--print", "--dynamodb-table", "lab-rooms"]);
+        assert!(matches!(init.command, Some(Command::Init(Init { print: true, .. }))));
+        assert_eq!(init.dynamodb_table, Some("lab-rooms".parse().unwrap()));
     }
 
     #[test]

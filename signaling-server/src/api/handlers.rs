@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Extension, Json,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
@@ -17,7 +17,7 @@ use shared::domain::{
 };
 
 use super::{
-    error::ApiError,
+    error::{ApiError, retry_after},
     extract::{Body, RoomPath, whole_seconds},
 };
 use crate::{
@@ -128,11 +128,11 @@ pub async fn delete_peers_and_room(
     Ok(Json(json!({"status": "deleted", "room_id": room_id})))
 }
 
-/// `GET /health`: 200 while it can serve, 503 when it cannot.
+/// `GET /health`: 200 while it can serve, 503 when it cannot. While a store that is not on this machine does not answer, it still relays,
+/// and to be taken out of service would only cut the rooms that are connected.
 pub async fn health(State(server): State<Arc<Server>>) -> Response {
     let store = server.check_store().await;
     let sockets = server.sockets.len();
-    let full = sockets >= server.config.limits.sockets;
     let (link, nats) = match server.link() {
         Link::Alone => (true, None),
         Link::Up(_) => (true, Some("connected".to_owned())),
@@ -144,11 +144,14 @@ pub async fn health(State(server): State<Arc<Server>>) -> Response {
         KeyHealth::Stale(why) => (format!("stale: {why}"), true),
         KeyHealth::None(why) => (format!("none: {why}"), false),
     };
-    let hampered = full || !link || server.stop.is_cancelled() || keys != "ok" || users != "ok";
-    let (status, code) = match (store.is_ok() && verifies, hampered) {
-        (false, _) => ("unhealthy", StatusCode::SERVICE_UNAVAILABLE),
-        (true, true) => ("degraded", StatusCode::OK),
-        (true, false) => ("healthy", StatusCode::OK),
+    // Without keys nobody can come in, and another server may have some.
+    let unhealthy = !verifies || (store.is_err() && server.config.dynamodb_table.is_none());
+    let full = sockets >= server.config.limits.sockets;
+    let degraded = store.is_err() || full || !link || server.stop.is_cancelled() || keys != "ok" || users != "ok";
+    let (status, code) = match (unhealthy, degraded) {
+        (true, _) => ("unhealthy", StatusCode::SERVICE_UNAVAILABLE),
+        (false, true) => ("degraded", StatusCode::OK),
+        (false, false) => ("healthy", StatusCode::OK),
     };
     let mut body = json!({
         "status": status,
@@ -166,7 +169,11 @@ pub async fn health(State(server): State<Arc<Server>>) -> Response {
     if let Some(nats) = nats {
         body["details"]["nats"] = json!(nats);
     }
-    (code, Json(body)).into_response()
+    let mut response = (code, Json(body)).into_response();
+    if let Some(seconds) = retry_after(code) {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+    }
+    response
 }
 
 /// `GET /metrics`

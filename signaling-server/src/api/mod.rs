@@ -1,7 +1,7 @@
 //! What people and peers touch: the command line, the REST routes, the WebSocket.
 //!
 //! * [`run`]: the whole server as one future; the listeners and the end are arguments
-//! * [`cli`], [`health`]; [`http`] (the table of routes), [`handlers`]; [`ws`], [`socket`]; [`openapi`]; [`extract`], [`error`]
+//! * [`cli`], [`init`], [`health`]; [`http`] (the table of routes), [`handlers`]; [`ws`], [`socket`]; [`openapi`]; [`extract`], [`error`]
 
 pub mod cli;
 pub mod error;
@@ -9,6 +9,7 @@ pub mod extract;
 pub mod handlers;
 pub mod health;
 pub mod http;
+pub mod init;
 pub mod openapi;
 pub mod socket;
 pub mod ws;

@@ -93,10 +93,10 @@ impl Breaker {
         }
     }
 
-    /// The caller went away before there was an answer; the next one probes instead.
+    /// The caller went away before there was an answer. A probe that nobody waited for is no reason to let the next one in sooner.
     pub fn abandoned(&mut self, admission: Admission, now: Duration) {
         if self.0 == State::Probing && admission == Admission::Probe {
-            self.0 = State::Open { until: now };
+            self.0 = State::Open { until: now.saturating_add(PAUSE) };
         }
     }
 }
@@ -148,9 +148,10 @@ mod tests {
         let mut breaker = open();
         assert_eq!(breaker.admit(NOW + PAUSE), Some(Admission::Probe));
         breaker.abandoned(Admission::Normal, NOW + PAUSE);
-        assert_eq!(breaker.admit(NOW + PAUSE), None);
-        breaker.abandoned(Admission::Probe, NOW + PAUSE);
-        assert_eq!(breaker.admit(NOW + PAUSE), Some(Admission::Probe));
+        assert_eq!(breaker.admit(NOW + 3 * PAUSE), None, "it is still under way");
+        breaker.abandoned(Admission::Probe, NOW + 3 * PAUSE);
+        assert_eq!(breaker.admit(NOW + 3 * PAUSE), None, "after a pause");
+        assert_eq!(breaker.admit(NOW + 4 * PAUSE), Some(Admission::Probe));
     }
 
     #[test]
@@ -213,7 +214,12 @@ mod tests {
                                     opened_at = Some(now);
                                 }
                             }
-                            None => breaker.abandoned(call, now),
+                            None => {
+                                breaker.abandoned(call, now);
+                                if call == Admission::Probe {
+                                    opened_at = Some(now);
+                                }
+                            }
                         }
                     }
                     Step::Report { .. } => {}

@@ -45,12 +45,13 @@ pub fn timeouts(attempt: Duration, operation: Duration) -> TimeoutConfig {
     TimeoutConfig::builder().connect_timeout(CONNECT).operation_attempt_timeout(attempt).operation_timeout(operation).build()
 }
 
-/// An error and what caused it, for people.
+/// An error and what caused it, for people, on one line.
 pub fn causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
+    let one_line = |error: &dyn Error| error.to_string().lines().map(str::trim).collect::<Vec<_>>().join("; ").replace(":; ", ": ");
+    let mut text = one_line(error);
     let mut source = error.source();
     while let Some(error) = source {
-        let cause = error.to_string();
+        let cause = one_line(error);
         // Some wrappers repeat what they wrap.
         if !text.ends_with(&cause) {
             text.push_str(": ");
@@ -132,6 +133,7 @@ mod tests {
         #[error("outer")]
         struct Outer(#[source] std::io::Error);
         assert_eq!(causes(&Outer(std::io::Error::other("inner"))), "outer: inner");
+        assert_eq!(causes(&Outer(std::io::Error::other("tried:\n  one\n  two"))), "outer: tried: one; two");
         let no_credentials = SdkConfig::builder().build();
         let failure = probe_credentials(&no_credentials).await.unwrap_err();
         assert!(failure.message.contains("AWS_PROFILE"), "{failure}");

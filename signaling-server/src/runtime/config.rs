@@ -3,7 +3,11 @@
 use std::{path::PathBuf, time::Duration};
 
 use serde::Deserialize;
-use shared::domain::{id::Secret, signal::IceServer};
+use shared::domain::{
+    error::{Code, Failure},
+    id::Secret,
+    signal::IceServer,
+};
 
 use super::{clock::Clock, relay::NatsConfig, tls::TlsFiles, turn_credentials::TurnConfig};
 use crate::domain::{grant::DEFAULT_TTL, proxies::TrustedProxies};
@@ -72,6 +76,12 @@ pub struct AwsSettings {
     pub endpoint_url: Option<String>,
     /// Who we are.
     pub keys: Option<AwsKeys>,
+}
+
+/// What is said to whoever asks for AWS and has a server without it.
+pub fn without_aws() -> Failure {
+    let message = "this webrtc-server was built without AWS; take a released one, or build it with the cargo feature `aws`";
+    Failure::new(Code::InvalidRequest, message)
 }
 
 /// An access key.

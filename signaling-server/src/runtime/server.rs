@@ -1,6 +1,6 @@
 //! Every operation of the server, one method each; HTTP and WebSocket only translate.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use shared::domain::{
     error::{Code, Failure},
@@ -32,6 +32,9 @@ const ID_TRIES: usize = 3;
 /// The part of the time for going down in which users are still deleted.
 #[cfg(feature = "aws")]
 const GOODBYE: f64 = 0.8;
+
+/// How long the store may take before it counts as not answering; whoever watches a server's health does not wait long.
+const HEALTH: Duration = Duration::from_millis(500);
 
 /// The server's parts.
 pub struct Server {
@@ -69,18 +72,23 @@ pub struct Common {
 }
 
 impl Common {
-    /// The store and the signing key in the data directory (made when missing), or in memory without one.
+    /// The store (the DynamoDB table, where one is named) and the signing key in the data directory (made when missing), or in memory without
+    /// one.
     ///
     /// # Errors
-    /// [`Code::BadFile`] when a file cannot be used.
-    pub fn open(config: &Config) -> Result<Self, Failure> {
-        if config.nats.is_some() {
+    /// [`Code::BadFile`] when a file cannot be used; [`Code::InvalidRequest`] or [`Code::Unavailable`] when the DynamoDB table cannot.
+    pub async fn open(config: &Config) -> Result<Self, Failure> {
+        if config.nats.is_some() && config.dynamodb_table.is_none() {
             tracing::warn!("rooms are kept by this server alone: peers on others cannot come into them (docs/several-servers.md)");
         }
-        let Some(dir) = &config.data_dir else { return Ok(Common { store: Arc::new(MemoryStore::new()), keys: KeyPair::ephemeral()? }) };
-        create_private(dir)
-            .map_err(|error| Failure::new(Code::BadFile, format!("cannot make the data directory {}: {error}", dir.display())))?;
-        Ok(Common { store: Arc::new(RedbStore::open(&dir.join("rooms.redb"))?), keys: KeyPair::load_or_create(dir)? })
+        // Users of a pool have tokens of the pool's.
+        let keys_dir = config.data_dir.as_ref().filter(|_| config.cognito.is_none());
+        if let Some(dir) = config.data_dir.as_ref().filter(|_| keys_dir.is_some() || config.dynamodb_table.is_none()) {
+            create_private(dir)
+                .map_err(|error| Failure::new(Code::BadFile, format!("cannot make the data directory {}: {error}", dir.display())))?;
+        }
+        let keys = keys_dir.map_or_else(KeyPair::ephemeral, |dir| KeyPair::load_or_create(dir))?;
+        Ok(Common { store: open_store(config).await?, keys })
     }
 }
 
@@ -88,10 +96,9 @@ impl Server {
     /// Opens what the configuration names.
     ///
     /// # Errors
-    /// [`Code::BadFile`] when a file cannot be used, [`Code::InvalidRequest`] when something elsewhere is not as it is configured; as
-    /// [`Nats::open`].
+    /// As [`Common::open`] and [`Server::with`].
     pub async fn open(config: Config, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
-        let common = Common::open(&config)?;
+        let common = Box::pin(Common::open(&config)).await?;
         Self::with(config, common, stop).await
     }
 
@@ -120,9 +127,7 @@ impl Server {
         #[cfg(not(feature = "aws"))]
         let auth = match &config.cognito {
             None => Auth::local(&keys, config.token_ttl)?,
-            Some(_) => {
-                return Err(Failure::new(Code::InvalidRequest, "this webrtc-server was built without AWS: it knows no --auth cognito"));
-            }
+            Some(_) => return Err(super::config::without_aws()),
         };
         let limits = config.limits.clone().for_users_of(config.cognito.is_some());
         Ok(Arc::new(Server {
@@ -305,13 +310,14 @@ impl Server {
         "ok"
     }
 
-    /// Whether the store answers.
+    /// Whether the store answers, and soon.
     ///
     /// # Errors
     /// [`Code::Unavailable`] when it does not.
     pub async fn check_store(&self) -> Result<(), Failure> {
         let id: RoomId = "health".parse()?;
-        self.store.get(self.now(), &id).await?;
+        let late = |_| Failure::new(Code::Unavailable, "the room store does not answer");
+        tokio::time::timeout(HEALTH, self.store.get(self.now(), &id)).await.map_err(late)??;
         Ok(())
     }
 
@@ -336,6 +342,25 @@ impl Server {
             }
         }
     }
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Failure> {
+    Ok(match (&config.dynamodb_table, &config.data_dir) {
+        (Some(table), _) => open_table(config, table).await?,
+        (None, Some(dir)) => Arc::new(RedbStore::open(&dir.join("rooms.redb"))?),
+        (None, None) => Arc::new(MemoryStore::new()),
+    })
+}
+
+#[cfg(feature = "aws")]
+async fn open_table(config: &Config, table: &str) -> Result<Arc<dyn Store>, Failure> {
+    let aws = super::aws::load(&config.aws).await?;
+    Ok(Arc::new(super::store::dynamodb::DynamoStore::open(&aws, table).await?))
+}
+
+#[cfg(not(feature = "aws"))]
+async fn open_table(_: &Config, _: &str) -> Result<Arc<dyn Store>, Failure> {
+    Err(super::config::without_aws())
 }
 
 /// Makes the directory and its parents; what is new is for the owner only.

@@ -33,7 +33,7 @@ pub(crate) fn environment(endpoint: &str) -> Vec<(&'static str, String)> {
     [
         ("AWS_REGION", REGION),
         ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "canary-of-aws"),
         ("AWS_ENDPOINT_URL", endpoint),
         // Neither the files of the person who runs the tests nor an instance's metadata.
         ("AWS_CONFIG_FILE", "/dev/null"),

@@ -2,9 +2,14 @@
 #![cfg(feature = "aws")]
 
 mod cognito;
-#[allow(dead_code, reason = "filled by the suites of each service")]
+#[path = "../server/contract.rs"]
+mod contract;
 mod emulators;
+mod faults;
+mod live;
+mod program;
 mod proxy;
+mod rooms;
 #[path = "../server/support.rs"]
 #[allow(dead_code, reason = "the tests of the server without AWS say more than these")]
 mod support;

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// A call as an SDK makes it, unsigned: emulators do not mind.
-async fn call(endpoint: &str, target: &str, body: Value) -> reqwest::Result<(u16, Value)> {
+pub(crate) async fn call(endpoint: &str, target: &str, body: Value) -> reqwest::Result<(u16, Value)> {
     let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
     let request = http.post(endpoint).header("X-Amz-Target", target).header("Content-Type", "application/x-amz-json-1.0");
     // moto finds the service in the signature; nobody checks it.

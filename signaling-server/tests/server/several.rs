@@ -54,7 +54,7 @@ impl Shared {
             config.limits.message_burst = 2000;
             config.limits.sockets_per_address = 1000;
         };
-        let common = |_: &Config| Common { store: self.store.clone(), keys: KeyPair::load_or_create(self.keys.path()).unwrap() };
+        let common = async |_: &Config| Common { store: self.store.clone(), keys: KeyPair::load_or_create(self.keys.path()).unwrap() };
         TestServer::start_one_of(change, common).await
     }
 

@@ -60,11 +60,11 @@ impl TestServer {
 
     /// With limits that tests do not hit unless they set them.
     pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
-        Self::start_one_of(change, |config| Common::open(config).unwrap()).await
+        Self::start_one_of(change, async |config| Common::open(config).await.unwrap()).await
     }
 
     /// One of several that have something in common.
-    pub(crate) async fn start_one_of(change: impl FnOnce(&mut Config), common: impl FnOnce(&Config) -> Common) -> Self {
+    pub(crate) async fn start_one_of(change: impl FnOnce(&mut Config), common: impl AsyncFnOnce(&Config) -> Common) -> Self {
         let clock = Arc::new(AtomicU64::new(1_800_000_000));
         let shown = clock.clone();
         let mut config = Config { clock: Clock::from_fn(move || shown.load(Ordering::SeqCst)), ..Config::default() };
@@ -75,7 +75,7 @@ impl TestServer {
         let address = listener.local_addr().unwrap().to_string();
         let shutdown = Shutdown::new();
         let stop = shutdown.clone();
-        let common = common(&config);
+        let common = Box::pin(common(&config)).await;
         let server = Server::with(config, common, stop.token.clone()).await.unwrap();
         let task = tokio::spawn(api::serve(server, vec![listener], stop));
         TestServer { api: Api::at(address), clock, shutdown, task }

@@ -49,7 +49,7 @@ pub(super) struct UserArgs {
     #[arg(long, env = "WEBRTC_SERVER_COGNITO_CLIENT_SECRET", value_parser = secret, hide = true, hide_env_values = true)]
     cognito_client_secret: Option<Secret<String>>,
     /// How users are made: `admin` (AdminCreateUser, for a pool where nobody can sign up) or `sign-up` (SignUp) [default: admin]
-    #[arg(long, env = "WEBRTC_SERVER_COGNITO_SIGN_IN", value_name = "WAY")]
+    #[arg(long, env = "WEBRTC_SERVER_COGNITO_SIGN_IN", value_name = "WAY", global = true)]
     cognito_sign_in: Option<SignInWay>,
     /// Whose tokens the pool's are [default: https://cognito-idp.REGION.amazonaws.com/POOL]
     #[arg(long, env = "WEBRTC_SERVER_COGNITO_ISSUER", value_name = "URL")]
@@ -91,8 +91,14 @@ impl UserArgs {
         limits.sign_ins_per_second_in_all = self.sign_ins_per_second.or(limits.sign_ins_per_second_in_all);
     }
 
+    /// How users sign in at a pool.
+    pub(super) fn way(&self, section: &UserSection) -> SignInWay {
+        self.cognito_sign_in.or(section.sign_in).unwrap_or(SignInWay::Admin)
+    }
+
     /// The user pool, if users are made in one.
     pub(super) fn decide(self, section: UserSection) -> Result<Option<CognitoSettings>, Failure> {
+        let way = self.way(&section);
         let kind = self.auth.or(section.auth).unwrap_or(AuthKind::Local);
         let (pool, client) = (self.cognito_pool.or(section.pool), self.cognito_client.or(section.client));
         if kind == AuthKind::Local {
@@ -110,7 +116,7 @@ impl UserArgs {
             (Some(secret), _) => Some(secret),
             (None, file) => file.map(|file| read_secret(&file)).transpose()?,
         };
-        settings.way = self.cognito_sign_in.or(section.sign_in).unwrap_or(settings.way);
+        settings.way = way;
         settings.issuer = self.cognito_issuer.or(section.issuer).map(|issuer| issuer.trim_end_matches('/').to_owned());
         settings.jwks_url = self.cognito_jwks_url.or(section.jwks_url);
         settings.sweep_after = self.cognito_sweep_after.or(section.sweep_after).unwrap_or(settings.sweep_after);

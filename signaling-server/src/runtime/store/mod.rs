@@ -1,10 +1,10 @@
 //! Rooms that outlive the process, behind one small trait.
 //!
 //! The rules are [`Room::apply`]'s. A store only has to read, apply and write *atomically*, and to hide what has expired. One contract
-//! suite (`contract.rs`) runs over every implementation.
+//! suite (`tests/server/contract.rs`) runs over every implementation.
 
-#[cfg(test)]
-mod contract;
+#[cfg(feature = "aws")]
+pub mod dynamodb;
 mod memory;
 mod redb;
 
@@ -26,6 +26,9 @@ pub enum StoreError {
     /// A room with this id exists and has not expired.
     #[error("a room with this id exists")]
     Exists,
+    /// The store cannot be asked now, as the failure says; whoever noticed first has told the log.
+    #[error(transparent)]
+    Away(Failure),
     /// The store does not work now; details for the log, not for the caller.
     #[error("{0}")]
     Broken(String),
@@ -36,6 +39,7 @@ impl From<StoreError> for Failure {
         match error {
             StoreError::Refused(refusal) => refusal.into(),
             StoreError::Exists => Failure::new(Code::Unavailable, "no free room id was found; try again"),
+            StoreError::Away(failure) => failure,
             StoreError::Broken(details) => {
                 tracing::error!(details, "the room store does not work");
                 Failure::new(Code::Unavailable, "the room store does not work now; try again later")
