@@ -175,3 +175,11 @@ build_link() {
     (cd "$ROOT" && cargo build --quiet --locked --release --workspace --example link) >&2
     printf '%s/release/examples/link\n' "$(target_dir)"
 }
+
+# build_load: builds the signaling server and its load generator and prints their folder; for the features see build_link.
+build_load() {
+    need_rust
+    say "Building the signaling server and its load generator"
+    (cd "$ROOT" && cargo build --quiet --locked --release --workspace --bin webrtc-server --example load) >&2
+    printf '%s/release\n' "$(target_dir)"
+}

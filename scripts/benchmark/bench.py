@@ -14,12 +14,13 @@ import link as linking
 import memory
 import resubmit
 import resume
+import signaling
 import transfer
 from data import NotTheSame
 from report import absolute, parse_size, say
 from tools import Failed
 
-COMMANDS = {"transfer": transfer, "grid": grid, "memory": memory, "resume": resume, "resubmit": resubmit}
+COMMANDS = {"transfer": transfer, "grid": grid, "memory": memory, "resume": resume, "resubmit": resubmit, "signaling": signaling}
 """Each has `arguments(parser)`, its first docstring line as description, and `run(options, work)`, which gives the exit code."""
 SIZES = {"transfer": 1 << 30, "resume": 2 * 10**9}
 

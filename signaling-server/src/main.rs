@@ -14,7 +14,7 @@ use signaling_server::{
         cli::{Addresses, Args, Command, Listening},
         health::{self, HealthArgs},
     },
-    runtime::server::Server,
+    runtime::{config::Limits, descriptors, server::Server},
 };
 use tokio::net::TcpListener;
 
@@ -56,6 +56,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 fn serve(args: Args) -> anyhow::Result<()> {
     let json = args.json;
     let start = args.resolve()?;
+    allow_connections(&start.config.limits);
     runtime()?.block_on(async {
         let (listeners, listening) = bind(start.addresses, start.config.tls.is_some()).await?;
         let shutdown = Shutdown::new();
@@ -77,6 +78,18 @@ fn ask(args: Args, health: &HealthArgs) -> anyhow::Result<()> {
     let target = health.target(start.addresses.http(), start.config.tls.is_some())?;
     println!("{}", runtime()?.block_on(health::ask(&target))?);
     Ok(())
+}
+
+/// As many open files as the system allows; without them the server works, for fewer peers.
+fn allow_connections(limits: &Limits) {
+    match descriptors::raise() {
+        Ok(files) => {
+            if let Some(warning) = descriptors::too_few(files, limits) {
+                tracing::warn!("{warning}");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
 }
 
 async fn bind(addresses: Addresses, tls: bool) -> anyhow::Result<(Vec<TcpListener>, Listening)> {

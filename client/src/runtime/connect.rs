@@ -103,8 +103,7 @@ impl Connector {
     /// For what every command needs.
     pub(super) fn new(remote: &Remote) -> Result<Self, Failure> {
         let invite = remote.invite.clone();
-        let api = Api::trusting(&invite.server, remote.network.ca_file.as_deref())?.with_tokens_in(&remote.config_dir);
-        let api = Arc::new(api);
+        let api = Arc::new(Api::trusting(&invite.server, remote.network.ca_file.as_deref())?.with_tokens_in(&remote.config_dir));
         let identity = Arc::new(Identity::load_or_create(&remote.config_dir.join("identity.json"))?);
         let me = format!("client-{}", hex(&seal::random::<8>()?)).parse()?;
         let options = PeerOptions { server_ice: Some(api.ice_servers()), ..PeerOptions::new(&remote.network, api.is_loopback())? };

@@ -2,6 +2,12 @@
 
 use std::time::Duration;
 
+/// The longest first wait of a peer whose connection the signaling server has ended, and the longest of all: a thousand peers that lose it
+/// in the same moment come back at some 125 a second.
+pub const FIRST_WAIT: Duration = Duration::from_secs(8);
+/// See [`FIRST_WAIT`].
+pub const LONGEST_WAIT: Duration = Duration::from_secs(13);
+
 /// Exponential back-off with full jitter: the n-th wait is uniform in `0..=min(cap, base · 2ⁿ)`.
 #[derive(Debug, Clone)]
 pub struct Backoff {

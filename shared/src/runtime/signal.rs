@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{identity::Identity, network_changes::is_ours, peer::turn::Trust, seal};
 use crate::domain::{
-    backoff::Backoff,
+    backoff::{Backoff, FIRST_WAIT, LONGEST_WAIT},
     error::{Code, Envelope, Failure},
     id::{PeerId, RoomId, Secret},
     signal::{self, CreateRoom, CreatedRoom, IceServer, MAX_MESSAGE, Metadata, PeerInfo, Role, ToPeer, ToServer},
@@ -62,9 +62,6 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(5);
 /// The same where there is reason to doubt the way to it.
 const URGENT_ANSWER: Duration = Duration::from_secs(3);
-/// The longest first wait of a peer whose connection the server has ended, and the longest of all.
-const FIRST_WAIT: Duration = Duration::from_secs(8);
-const LONGEST_WAIT: Duration = Duration::from_secs(13);
 /// The longest wait while somebody needs the server, and the time between the beginnings of two tries then, at least.
 const URGENT_WAIT: Duration = Duration::from_secs(2);
 const URGENT_PAUSE: Duration = Duration::from_secs(1);
@@ -118,15 +115,15 @@ impl Api {
         Ok(Api { http, server, ice_servers: watch::Sender::new(Vec::new()), trust, connector, tokens })
     }
 
-    /// Whom it trusts as a server over TLS.
-    pub(super) fn trust(&self) -> &Trust {
-        &self.trust
-    }
-
     /// Keeps the id token in this folder, so that the next run uses it until it expires.
     pub fn with_tokens_in(mut self, dir: &Path) -> Self {
         self.tokens.get_mut().keep_in(dir);
         self
+    }
+
+    /// Whom it trusts as a server over TLS.
+    pub(super) fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     /// The server's base URL, without a slash at its end.

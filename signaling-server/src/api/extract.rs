@@ -37,6 +37,10 @@ impl<T: DeserializeOwned> FromRequest<Arc<Server>> for Body<T> {
             _ => Failure::new(Code::InvalidRequest, "the body could not be read"),
         })?;
         let bytes = if bytes.is_empty() { b"{}".as_slice() } else { &bytes };
+        // serde would take the fields' values as an array, too.
+        if bytes.trim_ascii_start().first() == Some(&b'[') {
+            return Err(Failure::new(Code::InvalidRequest, "the body is not what this route takes: an array and not an object").into());
+        }
         let value = serde_json::from_slice(bytes)
             .map_err(|error| Failure::new(Code::InvalidRequest, format!("the body is not what this route takes: {error}")))?;
         Ok(Body(value))

@@ -144,7 +144,8 @@ pub async fn health(State(server): State<Arc<Server>>) -> Response {
         KeyHealth::Stale(why) => (format!("stale: {why}"), true),
         KeyHealth::None(why) => (format!("none: {why}"), false),
     };
-    let (status, code) = match (store.is_ok() && verifies, full || !link || server.stop.is_cancelled() || keys != "ok" || users != "ok") {
+    let hampered = full || !link || server.stop.is_cancelled() || keys != "ok" || users != "ok";
+    let (status, code) = match (store.is_ok() && verifies, hampered) {
         (false, _) => ("unhealthy", StatusCode::SERVICE_UNAVAILABLE),
         (true, true) => ("degraded", StatusCode::OK),
         (true, false) => ("healthy", StatusCode::OK),

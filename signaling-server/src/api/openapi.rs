@@ -8,11 +8,12 @@ use crate::domain::grant::MAX_TTL;
 
 /// `GET /openapi.json`
 pub async fn document() -> Json<Value> {
-    let mut paths = Map::new();
+    let (mut paths, schemas) = (Map::new(), schemas());
     for route in routes() {
         let path = paths.entry(route.path).or_insert_with(|| json!({}));
-        path[route.method] = operation(&route);
+        path[route.method] = operation(&route, &schemas);
     }
+    paths["/create-room"]["post"]["responses"]["200"]["links"] = links();
     Json(json!({
         "openapi": "3.1.0",
         "info": {
@@ -24,12 +25,12 @@ pub async fn document() -> Json<Value> {
         "paths": paths,
         "components": {
             "securitySchemes": {"id_token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
-            "schemas": schemas(),
+            "schemas": schemas,
         },
     }))
 }
 
-fn operation(route: &Route) -> Value {
+fn operation(route: &Route, schemas: &Value) -> Value {
     let error = |description: &str| json!({"description": description, "content": content("Error")});
     let mut operation = json!({
         "summary": route.summary,
@@ -55,7 +56,9 @@ fn operation(route: &Route) -> Value {
     if let Some(schema) = route.takes {
         responses["400"] = error("Not understood");
         responses["413"] = error("Too large");
-        operation["requestBody"] = json!({"required": false, "content": content(schema)});
+        // Nothing at all is an empty object, which is enough unless the schema wants more.
+        let required = !schemas[schema]["required"].as_array().is_some_and(Vec::is_empty) || !schemas[schema]["anyOf"].is_null();
+        operation["requestBody"] = json!({"required": required, "content": content(schema)});
     }
     if route.access == Access::User {
         operation["security"] = json!([{"id_token": []}]);
@@ -64,6 +67,18 @@ fn operation(route: &Route) -> Value {
         operation["parameters"] = json!([{"name": "id", "in": "path", "required": true, "schema": id()}]);
     }
     operation
+}
+
+/// What can be done with a new room.
+fn links() -> Value {
+    let room_id = "$response.body#/room_id";
+    let by_path = |operation: &str| json!({"operationId": operation, "parameters": {"id": room_id}});
+    json!({
+        "look": by_path("get_rooms__id"),
+        "renew": by_path("post_rooms__id__renew"),
+        "delete": by_path("delete_rooms__id"),
+        "delete_with_peers": {"operationId": "post_delete_peers_and_room", "requestBody": {"room_id": room_id}},
+    })
 }
 
 fn operation_id(route: &Route) -> String {
@@ -93,6 +108,9 @@ fn schemas() -> Value {
     let key = json!({"type": ["string", "null"], "description": "Ed25519, base64url without padding", "pattern": "^[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]$"});
     let text = json!({"type": "string"});
     let optional_id = json!({"type": ["string", "null"], "pattern": id()["pattern"]});
+    let named = |field: &str| json!({"required": [field], "properties": {field: id()}});
+    let mut peers_and_room = object(&[], json!({"peer_id": optional_id, "room_id": optional_id}));
+    peers_and_room["anyOf"] = json!([named("room_id"), named("peer_id")]);
     let error = object(&["code", "message"], json!({"code": text, "message": text, "details": {}}));
     let peer = object(&["peer_id", "role"], json!({"peer_id": id(), "role": text, "metadata": {"type": "object"}}));
     json!({
@@ -107,7 +125,7 @@ fn schemas() -> Value {
             json!({"room_id": id(), "expires_at": seconds, "ttl_seconds": {"type": "integer"}, "peers": {"type": "array", "items": peer}}),
         ),
         "DeletePeer": object(&["peer_id"], json!({"peer_id": id(), "room_id": optional_id})),
-        "DeletePeersAndRoom": object(&[], json!({"peer_id": optional_id, "room_id": optional_id})),
+        "DeletePeersAndRoom": peers_and_room,
         "Deleted": object(&["status", "room_id"], json!({"status": text, "room_id": id(), "peer_id": id()})),
         "Health": object(
             &["status", "service", "version", "timestamp", "details"],

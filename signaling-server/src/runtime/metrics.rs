@@ -80,7 +80,7 @@ impl Metrics {
         let nats_up = gauge("webrtc_server_nats_up", "Whether there is a connection to NATS");
         let servers = gauge("webrtc_server_servers", "Servers of this deployment, this one among them");
         let users_waiting = gauge("webrtc_server_users_waiting", "Users that wait for their deletion");
-        for (gauge, value) in [(&rooms, 0.0), (&sockets, 0.0), (&users_waiting, 0.0), (&nats_up, 0.0), (&servers, 1.0)] {
+        for (gauge, value) in [(&rooms, 0.0), (&sockets, 0.0), (&nats_up, 0.0), (&servers, 1.0), (&users_waiting, 0.0)] {
             gauge.set(value);
         }
         let metrics = Metrics {

@@ -6,7 +6,7 @@
 //! * [`guard`]: what keeps a service that is away from holding us up; `aws`: what all AWS clients share
 //! * `user_pool`: anonymous users elsewhere: `users` (making and deleting them), `cognito` (where), `jwks` (the keys of their tokens)
 //! * [`turn_credentials`]: for admitted peers, from a secret that is shared with the TURN server
-//! * [`rate`]: limits; [`metrics`]; [`listen`]: TCP and HTTP connections; [`tls`]; [`clock`], [`config`]
+//! * [`rate`]: limits; [`metrics`]; [`listen`]: TCP and HTTP connections; [`tls`]; [`descriptors`]: how many of them; [`clock`], [`config`]
 
 pub mod admission;
 pub mod auth;
@@ -16,6 +16,7 @@ pub mod clock;
 #[cfg(feature = "aws")]
 pub mod cognito;
 pub mod config;
+pub mod descriptors;
 pub mod guard;
 pub mod hub;
 #[cfg(feature = "aws")]

@@ -198,7 +198,13 @@ fn limited(what: &str) -> Failure {
 /// How many WebSockets are open, in all and from each address.
 #[derive(Default)]
 pub struct Sockets {
-    open: Mutex<HashMap<Address, usize>>,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    in_all: usize,
+    by_address: HashMap<Address, usize>,
 }
 
 impl Sockets {
@@ -208,20 +214,21 @@ impl Sockets {
     /// [`Code::Unavailable`] when the server is full, [`Code::RateLimited`] when the address has its share.
     pub fn open(self: &Arc<Self>, from: Address, limits: &Limits) -> Result<Ticket, Failure> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.values().sum::<usize>() >= limits.sockets {
+        if open.in_all >= limits.sockets {
             return Err(Failure::new(Code::Unavailable, "the server is full; try again later"));
         }
-        let count = open.entry(from).or_default();
+        let count = open.by_address.entry(from).or_default();
         if *count >= limits.sockets_per_address {
             return Err(Failure::new(Code::RateLimited, format!("this address has {count} connections already; close some")));
         }
         *count += 1;
+        open.in_all += 1;
         Ok(Ticket { sockets: self.clone(), from })
     }
 
     /// How many are open.
     pub fn len(&self) -> usize {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).in_all
     }
 
     /// Whether none is open.
@@ -239,10 +246,11 @@ pub struct Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut open = self.sockets.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.from) {
+        open.in_all -= 1;
+        if let Some(count) = open.by_address.get_mut(&self.from) {
             *count -= 1;
             if *count == 0 {
-                open.remove(&self.from);
+                open.by_address.remove(&self.from);
             }
         }
     }

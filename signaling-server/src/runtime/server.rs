@@ -88,8 +88,7 @@ impl Server {
     /// Opens what the configuration names.
     ///
     /// # Errors
-    /// [`Code::BadFile`] when a file cannot be used, [`Code::InvalidRequest`] when something elsewhere is not as it is configured; as
-    /// [`Nats::open`].
+    /// [`Code::BadFile`] when a file cannot be used; as [`Server::with`].
     pub async fn open(config: Config, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
         let common = Common::open(&config)?;
         Self::with(config, common, stop).await
@@ -98,14 +97,15 @@ impl Server {
     /// One of several servers that have these in common.
     ///
     /// # Errors
-    /// [`Code::BadFile`] when another file cannot be used; as [`Nats::open`].
+    /// [`Code::BadFile`] when another file cannot be used, [`Code::InvalidRequest`] when something elsewhere is not as it is configured; as
+    /// [`Nats::open`].
     pub async fn with(config: Config, Common { store, keys }: Common, stop: CancellationToken) -> Result<Arc<Self>, Failure> {
         let turn = config.turn.clone().map(TurnIssuer::open).transpose()?;
         let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
         let metrics = Arc::new(Metrics::new());
         let relay: Arc<dyn Relay> = match &config.nats {
             None => Arc::new(OneProcess::default()),
-            Some(nats) => Box::pin(Nats::open(nats, metrics.clone())).await?,
+            Some(nats) => Nats::open(nats, metrics.clone()).await?,
         };
         let hub = Hub::new(config.limits.peers_per_room, relay, metrics.clone(), stop.clone());
         #[cfg(feature = "aws")]

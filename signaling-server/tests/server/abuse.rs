@@ -93,6 +93,79 @@ async fn what_is_not_a_text_message_of_bearable_size_closes_the_socket() {
     assert_eq!(worker.ask(json!({"type": "discover_peers"})).await["type"], "peer_list");
 }
 
+/// A fragment of a text, of which more follow.
+fn fragment(payload: &'static [u8], code: Data) -> Message {
+    Message::Frame(Frame::message(payload, OpCode::Data(code), false))
+}
+
+#[tokio::test]
+async fn small_fragments_of_a_large_message_close_the_socket() {
+    let server = TestServer::start().await;
+    let (_, room, mut worker) = room(&server).await;
+    let mut peer = server.join(&room, &server.sign_in().await, "c").await;
+    let piece: &[u8] = &[b'x'; 1000];
+    peer.send_raw(fragment(piece, Data::Text)).await;
+    for _ in 0..70 {
+        // The server closes in the middle; what is written after that fails.
+        if peer.socket.send(fragment(piece, Data::Continue)).await.is_err() {
+            break;
+        }
+    }
+    assert_eq!(peer.closed().await, 1009);
+    assert_eq!(worker.ask(json!({"type": "discover_peers"})).await["count"], 0);
+}
+
+#[tokio::test]
+async fn fragments_without_end_do_not_keep_a_socket_that_does_not_register() {
+    let server = TestServer::start_with(|config| config.timing.register = Duration::from_millis(200)).await;
+    let mut peer = server.connect().await;
+    peer.send_raw(fragment(b"x", Data::Text)).await;
+    for _ in 0..10_000 {
+        if peer.socket.send(fragment(b"", Data::Continue)).await.is_err() {
+            break;
+        }
+    }
+    assert_eq!(peer.closed().await, 4408);
+}
+
+#[tokio::test]
+async fn pings_count_as_messages() {
+    let server = TestServer::start().await;
+    let (_, room, mut worker) = room(&server).await;
+    let mut flooder = server.join(&room, &server.sign_in().await, "c").await;
+    for _ in 0..300 {
+        if flooder.socket.send(Message::Ping(Default::default())).await.is_err() {
+            break;
+        }
+    }
+    assert_eq!(flooder.closed().await, 4429);
+    assert_eq!(worker.ask(json!({"type": "discover_peers"})).await["count"], 0);
+}
+
+#[tokio::test]
+async fn requests_that_stay_half_open_hold_up_honest_peers_no_longer_than_their_head_may_take() {
+    let server = TestServer::start_with(|config| {
+        config.timing.head = Duration::from_millis(200);
+        config.limits.connections = 5;
+    })
+    .await;
+    let mut slow = Vec::new();
+    for _ in 0..20 {
+        let mut half = TcpStream::connect(&server.address).await.unwrap();
+        half.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n").await.unwrap();
+        slow.push(half);
+    }
+    let (_, room, mut worker) = room(&server).await;
+    let client = server.join(&room, &server.sign_in().await, "c").await;
+    assert_eq!(worker.ask(json!({"type": "discover_peers"})).await["count"], 1);
+    client.leave().await;
+    for mut half in slow {
+        let mut rest = Vec::new();
+        timeout(PATIENCE, half.read_to_end(&mut rest)).await.unwrap().unwrap();
+        assert!(!rest.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&rest));
+    }
+}
+
 #[tokio::test]
 async fn a_frame_that_only_announces_a_gigabyte_is_refused_at_once() {
     let server = TestServer::start().await;

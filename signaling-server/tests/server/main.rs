@@ -2,6 +2,7 @@
 
 mod abuse;
 mod admission;
+mod contract;
 mod nats;
 mod process;
 mod relay;

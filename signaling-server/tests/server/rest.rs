@@ -53,6 +53,10 @@ async fn the_openapi_document_lists_every_route_and_its_lock() {
     let table = routes().into_iter().map(|route| (route.method.to_owned(), route.path.to_owned(), route.access == Access::User));
     assert_eq!(listed, table.collect());
     let text = document.to_string();
+    for link in text.split("\"operationId\":\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+        let named = |operation: &Value| operation["operationId"] == link;
+        assert!(document["paths"].as_object().unwrap().values().flat_map(|path| path.as_object().unwrap().values()).any(named), "{link}");
+    }
     for reference in text.split("\"#/components/schemas/").skip(1) {
         let name = reference.split('"').next().unwrap();
         assert!(document["components"]["schemas"][name].is_object(), "{name} is not defined");
@@ -74,6 +78,7 @@ async fn every_error_is_an_envelope() {
         (401, "UNAUTHORIZED", http.post(url("/create-room")).header("authorization", "Basic eDp5")),
         (400, "INVALID_REQUEST", bearer(http.post(url("/create-room"))).body("{")),
         (400, "INVALID_REQUEST", bearer(http.post(url("/create-room"))).body("[[[[")),
+        (400, "INVALID_REQUEST", bearer(http.post(url("/create-room"))).body(" [null, null]")),
         (400, "INVALID_REQUEST", bearer(http.post(url("/create-room"))).body(r#"{"ttl_seconds": -5}"#)),
         (400, "INVALID_REQUEST", bearer(http.post(url("/create-room"))).body(r#"{"ttl_seconds": 86401}"#)),
         (400, "INVALID_REQUEST", bearer(http.post(url("/create-room"))).body(r#"{"public_key": "AA"}"#)),

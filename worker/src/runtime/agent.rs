@@ -135,8 +135,7 @@ pub enum AgentEvent {
 pub async fn run(config: AgentConfig, events: mpsc::Sender<AgentEvent>, shutdown: Shutdown) -> Result<Option<Leave>, Failure> {
     config.trainers.check()?;
     let stop = shutdown.token.clone();
-    let api = Api::trusting(&config.server, config.network.ca_file.as_deref())?.with_tokens_in(&config.data_dir);
-    let api = Arc::new(api);
+    let api = Arc::new(Api::trusting(&config.server, config.network.ca_file.as_deref())?.with_tokens_in(&config.data_dir));
     let identity = Arc::new(Identity::load_or_create(&config.data_dir.join("identity.json"))?);
     let store = Store::open(&config.data_dir.join("store"), config.quota)?
         .with_holds(Arc::new(Workspace::open(&config.data_dir)?))
