@@ -158,7 +158,11 @@ async fn relay_beside_an_error(one: &mut Peer, other: &mut Peer) -> Duration {
             (failed, received) = (true, other.receive().await);
         }
         assert_eq!(received["payload"], n);
+        other.send(json!({"type": "peer_message", "to_peer_id": "c", "payload": n})).await;
+        assert_eq!(one.expect("peer_message").await["payload"], n);
         times.push(began.elapsed());
+        // Spread over the time in which others wait for DynamoDB.
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     if !failed {
         other.expect_error("UNAVAILABLE").await;
