@@ -31,6 +31,8 @@ use super::{
 const ROOMS_PER_GUESSER: usize = 5;
 /// Messages a second of the flood.
 const FLOOD: u32 = 10_000;
+/// Guesses on a socket, a second apart: the server takes five, in five seconds.
+const GUESSES: usize = 3;
 /// A relayed message of the largest kind.
 const LARGE: usize = 60_000;
 
@@ -268,13 +270,13 @@ pub(crate) async fn guesses(scene: Scene, rooms: Vec<Room>) -> anyhow::Result<Va
     Ok(json!({"guess_wrong_room_ms": room.spread(), "guess_wrong_token_ms": token.spread(), "guess_answers": answers}))
 }
 
-/// Five guesses a socket, as many as the server takes.
+/// Guesses until it is stopped.
 async fn guess(server: SocketAddr, mut pass: Pass, first: usize, rooms: &[Room], guesses: &Guesses) -> anyhow::Result<()> {
     let own = pass.room.clone();
     let mut tick = interval(Duration::from_secs(1));
     for round in 0_usize.. {
         let mut socket = upgrade(connect(server, pass.from, None).await?).await?;
-        for attempt in round * 5..round * 5 + 5 {
+        for attempt in round * GUESSES..(round + 1) * GUESSES {
             let kind = attempt % 2;
             // A room that is not there, with a token of the right form; a room that is there, with that same token.
             let nowhere = own.id.chars().rev().collect();
