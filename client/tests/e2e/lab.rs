@@ -3,6 +3,8 @@
 use std::{
     collections::BTreeMap,
     fs::File,
+    io::{Read, Write},
+    net::TcpStream,
     ops::{Deref, DerefMut},
     path::{Path, PathBuf},
     process::Command,
@@ -127,9 +129,24 @@ impl Lab {
         })
     }
 
+    /// A call of `webrtc-server` by somebody with a home of its own.
+    pub(crate) fn server_command(&self, home: &str) -> Command {
+        self.base(self.server_side, "webrtc-server", home)()
+    }
+
     /// Where the server listens.
     pub(crate) fn server_address(&self) -> String {
         format!("{}:8001", self.address)
+    }
+
+    /// How many sign-ins the server has counted since its start.
+    pub(crate) fn sign_ins(&self) -> u64 {
+        let mut stream = TcpStream::connect(self.server_address()).unwrap();
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: server\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let line = answer.lines().find_map(|line| line.strip_prefix("webrtc_server_sign_ins_total ")).expect("it is counted");
+        line.parse().unwrap()
     }
 
     /// The exit code of `webrtc-worker health`.

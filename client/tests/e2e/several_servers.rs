@@ -1,11 +1,10 @@
 //! Several servers as one: each with sockets of its own, in a runtime of its own that can be killed; rooms and signing key in common.
 
 use std::{
-    io::{self, Read, Write},
-    net::{Shutdown as End, SocketAddr, TcpListener, TcpStream},
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
     path::Path,
-    sync::{Arc, Mutex},
-    thread,
+    sync::Arc,
 };
 
 use shared::{domain::id::Secret, runtime::shutdown::Shutdown};
@@ -22,6 +21,7 @@ use signaling_server::{
 use tokio::runtime::{Builder, Runtime};
 
 use super::{
+    balancer::Balancer,
     lab::{Lab, eventually},
     nats::NatsServer,
     package::{self, Steady},
@@ -72,37 +72,6 @@ impl Drop for OneOf {
     }
 }
 
-/// What stands before the servers and has the address that everybody knows.
-struct Balancer(Arc<Mutex<SocketAddr>>);
-
-impl Balancer {
-    fn at(address: &str, server: &OneOf) -> Self {
-        let target = Arc::new(Mutex::new(server.address));
-        let (listener, shared) = (TcpListener::bind(address).unwrap(), target.clone());
-        thread::spawn(move || {
-            for near in listener.incoming().map_while(Result::ok) {
-                let target = *shared.lock().unwrap();
-                // A server that is not there looks like one behind a balancer: the connection ends.
-                let Ok(far) = TcpStream::connect(target) else { continue };
-                for (from, to) in [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near)] {
-                    thread::spawn(move || forward(from, to));
-                }
-            }
-        });
-        Balancer(target)
-    }
-
-    /// Where new connections go from now on.
-    fn send_to(&self, server: &OneOf) {
-        *self.0.lock().unwrap() = server.address;
-    }
-}
-
-fn forward(mut from: TcpStream, mut to: TcpStream) {
-    let _ = io::copy(&mut from, &mut to);
-    let _ = to.shutdown(End::Write);
-}
-
 /// A lab whose server is several of them.
 struct Several {
     lab: Lab,
@@ -117,13 +86,13 @@ impl Several {
         let (store, keys): (Arc<dyn Store>, _) = (Arc::new(MemoryStore::new()), lab.path("keys"));
         std::fs::create_dir(&keys).unwrap();
         let servers: Vec<OneOf> = (0..count).map(|_| OneOf::start(store.clone(), &keys, &nats.url())).collect();
-        let balancer = Balancer::at(&lab.server_address(), &servers[0]);
+        let balancer = Balancer::at(&lab.server_address(), servers[0].address);
         Several { lab, nats, servers, balancer }
     }
 
     /// Who connects from now on comes to this server.
     fn at(&self, server: usize) -> &Lab {
-        self.balancer.send_to(&self.servers[server]);
+        self.balancer.send_to(self.servers[server].address);
         &self.lab
     }
 }

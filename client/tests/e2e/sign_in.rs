@@ -1,11 +1,6 @@
 //! Sign-ins: each makes a user, which in a user pool costs money, so that there are as few as can be.
 
-use std::{
-    io::{Read, Write},
-    net::TcpStream,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-};
+use std::{os::unix::fs::PermissionsExt, path::Path};
 
 use super::lab::Lab;
 
@@ -16,18 +11,18 @@ fn one_sign_in_serves_every_reconnect_and_the_next_runs() {
     let look = || assert_eq!(lab.client(&["status"]).exit_code(), 0);
     look();
     look();
-    assert_eq!(sign_ins(&lab), 2, "the worker's and the client's");
+    assert_eq!(lab.sign_ins(), 2, "the worker's and the client's");
     for _ in 0..2 {
         server.kill9();
         server.start_again();
         // It is answered by the worker, which has thus come back.
         look();
-        assert_eq!(sign_ins(&lab), 0, "of this server's life");
+        assert_eq!(lab.sign_ins(), 0, "of this server's life");
     }
     worker.kill9();
     worker.start_again();
     look();
-    assert_eq!(sign_ins(&lab), 0);
+    assert_eq!(lab.sign_ins(), 0);
     for folder in [lab.path("worker/id-tokens"), lab.path("anna/XDG_CONFIG_HOME/webrtc-connect/id-tokens")] {
         assert_private(&folder);
     }
@@ -42,19 +37,9 @@ fn tokens_that_the_server_does_not_know_any_more_are_replaced_at_once() {
     std::fs::remove_file(lab.path("server/signing-key.pem")).unwrap();
     server.start_again();
     assert_eq!(lab.client(&["status"]).exit_code(), 0);
-    assert_eq!(sign_ins(&lab), 2, "each of them once more");
+    assert_eq!(lab.sign_ins(), 2, "each of them once more");
     assert_eq!(lab.client(&["status"]).exit_code(), 0);
-    assert_eq!(sign_ins(&lab), 2);
-}
-
-/// How many the server has counted since its start.
-fn sign_ins(lab: &Lab) -> u64 {
-    let mut stream = TcpStream::connect(lab.server_address()).unwrap();
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: server\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let line = answer.lines().find_map(|line| line.strip_prefix("webrtc_server_sign_ins_total ")).expect("it is counted");
-    line.parse().unwrap()
+    assert_eq!(lab.sign_ins(), 2);
 }
 
 /// One file, for its owner only.

@@ -7,6 +7,7 @@ mod contract;
 mod emulators;
 mod faults;
 mod live;
+mod moto;
 mod program;
 mod proxy;
 mod rooms;
