@@ -61,17 +61,26 @@ fn no_room_names_an_upper_one_and_heavy_crates_have_one_place() {
 
 #[test]
 fn the_server_does_not_contain_webrtc() {
-    assert!(packages("worker").contains_key("webrtc"), "cargo tree does not tell what it should");
-    let server = packages("signaling-server");
+    assert!(packages(&["worker"]).contains_key("webrtc"), "cargo tree does not tell what it should");
+    let server = packages(&["signaling-server"]);
     for name in ["webrtc", "rtc", "zeromq"] {
         assert!(!server.contains_key(name), "signaling-server depends on {name}: cargo tree -p signaling-server -i {name}");
     }
 }
 
+#[test]
+fn the_server_without_the_feature_aws_does_not_contain_its_sdk() {
+    let is_aws = |name: &&String| name.starts_with("aws-sdk-") || name.starts_with("aws-smithy-") || *name == "aws-config";
+    assert!(packages(&["signaling-server"]).keys().any(|name| is_aws(&name)), "the feature is on of its own accord");
+    let without = packages(&["signaling-server", "--no-default-features"]);
+    assert_eq!(without.keys().find(is_aws), None);
+}
+
 /// The packages that a program is linked from, and their versions.
-fn packages(package: &str) -> BTreeMap<String, String> {
+fn packages(package: &[&str]) -> BTreeMap<String, String> {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "--edges", "normal", "--prefix", "none", "--package", package])
+        .args(["tree", "--offline", "--edges", "normal", "--prefix", "none", "--package"])
+        .args(package)
         .current_dir(root())
         .output()
         .expect("cargo built this test, so it can be started");

@@ -369,9 +369,8 @@ impl Drive {
             _ => None,
         })
         .await?;
-        if status.state != JobState::Uploading {
-            self.known.uploaded = true;
-        }
+        // What was sent is not there until the worker says so: it may have been killed in between, and then it takes what is missing again.
+        self.known.uploaded = status.state != JobState::Uploading;
         let first = self.known.job.replace(status.job.clone()).is_none();
         if first {
             // What the worker counted as it greeted us has this job in it, if it had it then.
@@ -511,7 +510,9 @@ impl Drive {
             Until::Applied => self.pending.is_empty().then_some(End::Done),
             Until::Fetched => self.known.saved.then_some(End::Done),
             Until::Uploaded => {
-                if !self.known.uploaded {
+                // Not when the last byte was taken: until the worker has made a job of it, it is nobody's but ours to finish.
+                let is_a_job = self.known.status.as_ref().is_some_and(|status| status.state != JobState::Uploading);
+                if !self.known.uploaded || !is_a_job {
                     return None;
                 }
                 self.detach().await.ok()

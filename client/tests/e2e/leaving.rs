@@ -17,6 +17,18 @@ fn ctrl_c_leaves_the_job_running_and_watch_sees_all_of_it() {
 }
 
 #[test]
+fn who_detaches_leaves_a_job_and_not_an_upload_that_nobody_finishes() {
+    let lab = Lab::new();
+    let (_server, _worker) = lab.open();
+    let mut client = lab.train(&lab.package("steady", &Steady::endless()), &["--detach"]);
+    assert_eq!(client.exit_code(), 0);
+    let at = |wanted: &dyn Fn(&serde_json::Value) -> bool| client.events.iter().position(wanted);
+    let job = at(&|event| event["type"] == "job_state" && !event["state"].to_string().contains("uploading"));
+    let detached = at(&|event| event["type"] == "detached");
+    assert!(job.is_some() && job < detached, "{:?}", client.events);
+}
+
+#[test]
 fn a_second_ctrl_c_leaves_at_once() {
     let lab = Lab::new();
     let (_server, worker) = lab.open();

@@ -7,6 +7,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use tokio::{
     io::{AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
@@ -40,7 +41,18 @@ impl NatsServer {
         self.child.wait().unwrap();
     }
 
-    pub(crate) fn signal(&self, name: &str) {
+    /// Stops it until [`NatsServer::go_on`]; when this returns, none of its threads runs any more.
+    pub(crate) fn pause(&self) {
+        self.signal("STOP");
+        waitid(WaitId::Pid(Pid::from_child(&self.child)), WaitIdOptions::STOPPED).unwrap();
+    }
+
+    /// Ends a pause.
+    pub(crate) fn go_on(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }

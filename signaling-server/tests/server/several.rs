@@ -287,9 +287,9 @@ async fn without_nats_each_server_serves_its_own_and_afterwards_all_again() {
 /// So that a silent NATS server, or a path that swallows everything, does not hold up peers for longer.
 #[tokio::test]
 async fn a_server_that_hangs_is_answered_for_within_two_seconds_and_holds_up_nobody_else() {
-    let Pair { nats, two, guest, room, mut client, .. } = pair().await;
+    let Pair { nats, two, guest, room, worker: _worker, mut client, .. } = pair().await;
     let mut neighbour = two.join(&room, &guest, "d").await;
-    nats.signal("STOP");
+    nats.pause();
     let asked = Instant::now();
     client.send(offer("w")).await;
     neighbour.send(offer("c")).await;
@@ -297,7 +297,7 @@ async fn a_server_that_hangs_is_answered_for_within_two_seconds_and_holds_up_nob
     assert!(asked.elapsed() < Duration::from_secs(1), "its own mailbox goes on: {:?}", asked.elapsed());
     client.expect_error("UNAVAILABLE").await;
     assert!(asked.elapsed() < ANSWERED, "{:?}", asked.elapsed());
-    nats.signal("CONT");
+    nats.go_on();
 }
 
 #[tokio::test]

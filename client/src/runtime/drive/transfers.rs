@@ -169,7 +169,12 @@ impl Drive {
         transfers: &mut Transfers,
         talk: &Conversation,
     ) -> Result<(), Failure> {
-        let moved = moved.map_err(|error| Failure::new(Code::Internal, format!("a transfer ended unexpectedly: {error}")))??;
+        let moved = moved.map_err(|error| Failure::new(Code::Internal, format!("a transfer ended unexpectedly: {error}")))?;
+        let moved = moved.map_err(|failure| match failure.code {
+            // An earlier link's transfer was faster by a moment: asked again, the worker says how far the job is.
+            Code::WrongState if transfers.uploading.is_some() => Failure::new(Code::NoConnection, failure.message),
+            _ => failure,
+        })?;
         match moved {
             Moved::Up => {
                 self.known.uploaded = true;
