@@ -25,10 +25,10 @@ const FIRST_STEP: u32 = 4;
 /// A path so long gets them at once, for a transfer of so many bytes: opening takes some ten round trips.
 const LONG: Duration = Duration::from_millis(10);
 const LARGE: u64 = 16 << 20;
-/// On a very long one, so many for each time this that its round trip takes, up to a number: what one connection carries of a lossy path
-/// shrinks with the round trip, and so does the number of tries that there is time for.
+/// On a very long one, more with the square of how many times this its round trip takes, up to a number: what one connection carries of a lossy
+/// path shrinks with the round trip, and so does the number of tries that there is time for.
 const SPAN: Duration = Duration::from_millis(50);
-const MOST_AT_ONCE: u32 = 16;
+const MOST_AT_ONCE: u32 = 32;
 /// A connection of a path that is longer than that and has less than this under way is one of a narrow path, or, more often, one that a packet in
 /// a hundred keeps so: then the next step is a large one.
 const LITTLE: f64 = 32768.0;
@@ -102,8 +102,8 @@ pub fn at_once(round_trip: Duration, bytes: u64) -> u32 {
     if round_trip < LONG || bytes < LARGE {
         return 1;
     }
-    let spans = round_trip.as_millis() / SPAN.as_millis();
-    (FIRST_STEP * spans.clamp(1, u128::from(MOST_AT_ONCE)) as u32).min(MOST_AT_ONCE)
+    let spans = (round_trip.as_millis() / SPAN.as_millis()).min(u128::from(MOST_AT_ONCE)) as u32;
+    (2 * spans * spans).clamp(FIRST_STEP, MOST_AT_ONCE)
 }
 
 impl Default for Growth {
@@ -239,10 +239,10 @@ mod tests {
 
     #[test]
     fn a_very_long_lossy_path_gets_many_at_once_and_all_in_the_next_step() {
-        assert_eq!(run(250e6, 200, |_, n| 0.08e6 * f64::from(n)), [1, 16, 64]);
+        assert_eq!(run(250e6, 200, |_, n| 0.08e6 * f64::from(n)), [1, 32, 64]);
         assert_eq!(run(250e6, 100, |_, n| 0.16e6 * f64::from(n)), [1, 8, 32, 64]);
-        assert_eq!(run(100e6, 200, |_, _| 6e6), [1, 16, 32, 16], "one that is only narrow keeps what it began with");
-        assert_eq!([1, 20, 99, 150, 3000].map(|ms| at_once(Duration::from_millis(ms), LARGE)), [1, 4, 4, 12, 16]);
+        assert_eq!(run(100e6, 200, |_, _| 6e6), [1, 32, 64, 32], "one that is only narrow keeps what it began with");
+        assert_eq!([1, 20, 99, 150, 3000].map(|ms| at_once(Duration::from_millis(ms), LARGE)), [1, 4, 4, 18, 32]);
         assert_eq!(at_once(Duration::from_millis(200), LARGE - 1), 1);
     }
 
