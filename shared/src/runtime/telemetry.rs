@@ -14,8 +14,8 @@ pub const LOG_VARIABLE: &str = "WEBRTC_LOG";
 
 /// The crates whose events we show from `info` on.
 const OURS: [&str; 4] = ["signaling_server", "worker", "client", "shared"];
-/// The crates that report a peer's every bad packet as a warning.
-const NOISY: [&str; 2] = ["webrtc", "rtc"];
+/// The crates whose warnings are no news: a peer's every bad packet; each place where a setting was looked for.
+const NOISY: [&str; 3] = ["webrtc", "rtc", "aws_config"];
 /// The crates that below `info` write whole messages, with the tokens in them. No filter can open these.
 const INDISCREET: [&str; 4] = ["tungstenite", "tokio_tungstenite", "h2", "hyper"];
 
