@@ -139,18 +139,35 @@ struct RunArgs {
     idle_timeout: Option<Span>,
     #[command(flatten)]
     network: NetworkArgs,
-    /// Configuration file [default: ./webrtc-connect.toml, then the user's]
-    #[arg(long, env = "WEBRTC_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Named environment of the configuration file
-    #[arg(long, env = "WEBRTC_ENVIRONMENT", value_name = "NAME")]
-    environment: Option<String>,
+    #[command(flatten)]
+    file: FileArgs,
     /// One JSON object a line on stdout
     #[arg(long)]
     json: bool,
     /// More log lines on stderr; twice for everything
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
+}
+
+/// Which configuration file.
+#[derive(Debug, Args)]
+pub(super) struct FileArgs {
+    /// Configuration file [default: ./webrtc-connect.toml, then the user's]
+    #[arg(long, env = "WEBRTC_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Named environment of the configuration file
+    #[arg(long, env = "WEBRTC_ENVIRONMENT", value_name = "NAME")]
+    environment: Option<String>,
+}
+
+impl FileArgs {
+    /// What it says of the worker.
+    ///
+    /// # Errors
+    /// When it cannot be read; the message names file, line and key.
+    pub(super) fn load(&self) -> Result<Section, Failure> {
+        config::load("worker", self.config.as_deref(), self.environment.as_deref())
+    }
 }
 
 /// The `[worker]` section of the configuration file.
@@ -251,7 +268,7 @@ fn run(args: RunArgs) -> Result<Option<Leave>, Failure> {
 }
 
 fn configure(args: RunArgs) -> Result<AgentConfig, Failure> {
-    let section: Section = config::load("worker", args.config.as_deref(), args.environment.as_deref())?;
+    let section = args.file.load()?;
     let defaults = TrainerSettings::default();
     let server = args.server.or(section.server).ok_or_else(|| {
         Failure::new(

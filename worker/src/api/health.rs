@@ -4,12 +4,9 @@ use std::{path::PathBuf, time::SystemTime};
 
 use clap::Args;
 use serde_json::json;
-use shared::{
-    domain::error::{Code, Failure},
-    runtime::config,
-};
+use shared::domain::error::{Code, Failure};
 
-use super::cli::{Section, data_dir, print_line};
+use super::cli::{FileArgs, data_dir, print_line};
 use crate::runtime::beat::{self, Beat};
 
 /// The arguments of `health`.
@@ -21,12 +18,8 @@ pub(super) struct HealthArgs {
     /// The worker's data directory [default: ~/.local/share/webrtc-connect/worker]
     #[arg(long, env = "WEBRTC_WORKER_DATA", value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Configuration file [default: ./webrtc-connect.toml, then the user's]
-    #[arg(long, env = "WEBRTC_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Named environment of the configuration file
-    #[arg(long, env = "WEBRTC_ENVIRONMENT", value_name = "NAME")]
-    environment: Option<String>,
+    #[command(flatten)]
+    file: FileArgs,
     /// One JSON object on stdout
     #[arg(long)]
     json: bool,
@@ -37,7 +30,7 @@ pub(super) struct HealthArgs {
 /// # Errors
 /// Why it is not healthy.
 pub(super) fn run(args: &HealthArgs) -> Result<(), Failure> {
-    let section: Section = config::load("worker", args.config.as_deref(), args.environment.as_deref())?;
+    let section = args.file.load()?;
     let Beat { in_room, jobs } = beat::look(&data_dir(args.data_dir.clone().or(section.data_dir))?, SystemTime::now())?;
     if args.json {
         print_line(&json!({"type": "health", "in_room": in_room, "jobs": jobs}).to_string());
