@@ -16,6 +16,7 @@ use rustix::net::sockopt;
 use webrtc::runtime::{AsyncInterval, AsyncTcpListener, AsyncTcpStream, AsyncUdpSocket, JoinHandle, Runtime, TokioRuntime};
 
 use super::{
+    batch::BatchSocket,
     local::bound,
     names, second_look,
     turn::{Streams, TurnSocket, virtual_addresses},
@@ -99,7 +100,7 @@ impl Runtime for BufferedRuntime {
         if let Err(error) = widen(&socket) {
             tracing::debug!(%error, "the UDP socket keeps its default buffers");
         }
-        let socket = self.tokio.wrap_udp_socket(socket)?;
+        let socket: Arc<dyn AsyncUdpSocket> = Arc::new(BatchSocket(self.tokio.wrap_udp_socket(socket)?));
         if self.streams.is_empty() {
             return Ok(socket);
         }

@@ -1,0 +1,102 @@
+//! Batches of datagrams that the kernel takes.
+//!
+//! The crate (0.21.1) hands over up to 65,535 bytes at once to be cut into datagrams (UDP GSO). The kernel counts the headers, too, and
+//! refuses a batch that it could not send as one datagram; the crate then drops all of it. On an Ethernet path that is 46 packets lost in a row, which
+//! keep SCTP busy with repairs for a second or more, whenever a message ends in the right place of a batch.
+
+use std::{
+    io::{self, IoSliceMut},
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use webrtc::runtime::{AsyncUdpSocket, RecvMeta, Transmit};
+
+/// What fits into one datagram beside the headers of IP and UDP, in bytes.
+const MOST_V4: usize = 65_535 - 20 - 8;
+const MOST_V6: usize = 65_535 - 40 - 8;
+
+/// A UDP socket that sends what is too much for one batch as two.
+#[derive(Debug)]
+pub(super) struct BatchSocket(pub(super) Arc<dyn AsyncUdpSocket>);
+
+impl AsyncUdpSocket for BatchSocket {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
+    fn poll_send(&self, cx: &mut Context<'_>, transmit: &Transmit<'_>) -> Poll<io::Result<usize>> {
+        let most = if transmit.destination.is_ipv4() { MOST_V4 } else { MOST_V6 };
+        let Some(size) = transmit.segment_size.filter(|&size| size > 0 && size <= most && transmit.contents.len() > most) else {
+            return self.0.poll_send(cx, transmit);
+        };
+        let part = |contents| Transmit {
+            destination: transmit.destination,
+            ecn: transmit.ecn,
+            contents,
+            segment_size: Some(size),
+            src_ip: transmit.src_ip,
+        };
+        // In order, or the other side would take those behind for lost. Where the socket has no room for all, those that went go again with the rest: who
+        // asks again cannot be told from who asks anew, and a datagram that comes twice is dropped where it is decrypted.
+        for contents in transmit.contents.chunks(most - most % size) {
+            ready!(self.0.poll_send(cx, &part(contents)))?;
+        }
+        Poll::Ready(Ok(transmit.contents.len()))
+    }
+
+    fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
+        self.0.poll_recv(cx, bufs, meta)
+    }
+
+    fn max_gso_segments(&self) -> usize {
+        self.0.max_gso_segments()
+    }
+
+    fn max_gro_segments(&self) -> usize {
+        self.0.max_gro_segments()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, net::UdpSocket, time::Duration};
+
+    use webrtc::runtime::{Runtime, TokioRuntime};
+
+    use super::*;
+
+    /// Sends so many bytes in datagrams of `size` through a socket at this address; the lengths that arrive.
+    async fn arriving(address: &str, bytes: usize, size: usize) -> Vec<usize> {
+        let receiver = UdpSocket::bind(address).unwrap();
+        socket2::SockRef::from(&receiver).set_recv_buffer_size(1 << 20).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let sender = UdpSocket::bind(address).unwrap();
+        sender.set_nonblocking(true).unwrap();
+        let sender = BatchSocket(TokioRuntime.wrap_udp_socket(sender).unwrap());
+        assert!(sender.max_gso_segments() > 1, "this kernel cuts no batches, so there is nothing to test");
+        let contents: Vec<u8> = (0..bytes).map(|at| (at / size) as u8).collect();
+        let destination = receiver.local_addr().unwrap();
+        let transmit = Transmit { destination, ecn: None, contents: &contents, segment_size: Some(size), src_ip: None };
+        assert_eq!(poll_fn(|cx| sender.poll_send(cx, &transmit)).await.unwrap(), bytes);
+        let mut buffer = [0; 4096];
+        (0..bytes.div_ceil(size))
+            .map(|number| {
+                let length = receiver.recv(&mut buffer).unwrap();
+                assert!(buffer[..length].iter().all(|&byte| byte == number as u8), "datagram {number} is another one");
+                length
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_is_longer_than_a_datagram_arrives_whole() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            // 46 packets as they are on Ethernet, the last one short: 65,520 bytes, which the crate takes for one batch.
+            let lengths = arriving(address, 45 * 1440 + 720, 1440).await;
+            assert_eq!((lengths.len(), lengths[44], lengths[45]), (46, 1440, 720), "{address}");
+            assert_eq!(arriving(address, 65_535, 4000).await.len(), 17, "{address}");
+        }
+    }
+}
