@@ -17,7 +17,7 @@
 use std::time::Duration;
 
 /// The most connections of a transfer; and on a path shorter than this, where a lost packet costs little.
-const MOST: u32 = 64;
+const MOST: u32 = 128;
 const MOST_SHORT: u32 = 4;
 const SHORT: Duration = Duration::from_millis(2);
 /// From one connection to so many: the step that costs little and helps most.
@@ -25,13 +25,16 @@ const FIRST_STEP: u32 = 4;
 /// A path so long gets them at once, for a transfer of so many bytes: opening takes some ten round trips.
 const LONG: Duration = Duration::from_millis(10);
 const LARGE: u64 = 16 << 20;
-/// On a very long one, more with the square of how many times this its round trip takes, up to a number: what one connection carries of a lossy
-/// path shrinks with the round trip, and so does the number of tries that there is time for.
+/// On a very long one, more with the square of how many times this its round trip takes, up to a number, and up to one for so many bytes: what one
+/// connection carries of a lossy path shrinks with the round trip, and so does the number of tries that there is time for.
 const SPAN: Duration = Duration::from_millis(50);
-const MOST_AT_ONCE: u32 = 32;
-/// A connection of a path that is longer than that and has less than this under way is one of a narrow path, or, more often, one that a packet in
-/// a hundred keeps so: then the next step is a large one.
+const MOST_AT_ONCE: u32 = 64;
+const WORTH_ONE: u64 = 1 << 20;
+/// A connection of a path that is longer than that and has less than this under way is one of a narrow path or one that losses keep so: then the next
+/// step is a large one. No queue stands on the path in the second case, and whatever a step seems to bring, no step is taken back but one that cost half: a
+/// rate says little there, since a slow start that has not met its losses yet is twice as fast as all that comes after it.
 const LITTLE: f64 = 32768.0;
+const STARVED_HARM: f64 = 0.5;
 /// The first connection has found its rate when it grew by less than this from one window to the next.
 const RISING: f64 = 1.5;
 /// What more connections must bring to be worth it.
@@ -67,6 +70,8 @@ pub struct Look {
     pub open: u32,
     /// The path's round trip, as far as it is known.
     pub round_trip: Duration,
+    /// Whether a queue stands on the path, as far as it is known: it carries what it can.
+    pub full: bool,
 }
 
 /// Decides the number of connections from what has been acknowledged.
@@ -103,7 +108,8 @@ pub fn at_once(round_trip: Duration, bytes: u64) -> u32 {
         return 1;
     }
     let spans = (round_trip.as_millis() / SPAN.as_millis()).min(u128::from(MOST_AT_ONCE)) as u32;
-    (2 * spans * spans).clamp(FIRST_STEP, MOST_AT_ONCE)
+    let worth = (bytes / WORTH_ONE).min(u64::from(MOST_AT_ONCE)) as u32;
+    (4 * spans * spans).clamp(FIRST_STEP, worth)
 }
 
 impl Default for Growth {
@@ -167,8 +173,11 @@ impl Growth {
     fn handle_rate(&mut self, look: Look, rate: f64, before: Option<Before>) {
         let had = self.connections;
         let gain = before.map_or(f64::INFINITY, |before| rate / before.rate.max(1.0));
+        let little = look.round_trip > SPAN && rate * look.round_trip.as_secs_f64() < LITTLE * f64::from(had);
+        let starved = little && !look.full && gain > STARVED_HARM;
         if let Some(before) = before
             && gain < GAIN
+            && !starved
         {
             let least = if had <= FIRST_STEP { HARM } else { HELPS };
             let harmless = look.round_trip >= SHORT && gain > least;
@@ -188,10 +197,10 @@ impl Growth {
             self.rest(look, Duration::ZERO);
             return;
         }
-        let little = look.round_trip > SPAN && rate * look.round_trip.as_secs_f64() < LITTLE * f64::from(had);
         let step = match before {
-            None if had < FIRST_STEP || little => FIRST_STEP,
+            None if had < FIRST_STEP => FIRST_STEP,
             Some(_) if gain >= MUCH => FIRST_STEP,
+            _ if starved => FIRST_STEP,
             _ => 2,
         };
         self.connections = (had * step).min(most);
@@ -223,6 +232,7 @@ mod tests {
                 left: (bytes - carried) as u64,
                 open: connections,
                 round_trip: Duration::from_millis(round_trip),
+                full: rate(step / 20, connections) >= rate(step / 20, connections * 2),
             });
             if wanted != connections {
                 had.push(wanted);
@@ -233,17 +243,23 @@ mod tests {
 
     #[test]
     fn a_lossy_path_gets_as_many_as_help() {
-        assert_eq!(run(2e9, 50, |_, n| 1.4e6 * f64::from(n)), [1, 4, 8, 32, 64]);
+        assert_eq!(run(2e9, 50, |_, n| 1.4e6 * f64::from(n)), [1, 4, 8, 32, 128]);
         assert_eq!(run(250e6, 30, |_, n| (1.8e6 * f64::from(n)).min(11e6)), [1, 4, 8, 16, 8], "the last step is taken back");
     }
 
     #[test]
     fn a_very_long_lossy_path_gets_many_at_once_and_all_in_the_next_step() {
-        assert_eq!(run(250e6, 200, |_, n| 0.08e6 * f64::from(n)), [1, 32, 64]);
-        assert_eq!(run(250e6, 100, |_, n| 0.16e6 * f64::from(n)), [1, 8, 32, 64]);
-        assert_eq!(run(100e6, 200, |_, _| 6e6), [1, 32, 64, 32], "one that is only narrow keeps what it began with");
-        assert_eq!([1, 20, 99, 150, 3000].map(|ms| at_once(Duration::from_millis(ms), LARGE)), [1, 4, 4, 18, 32]);
-        assert_eq!(at_once(Duration::from_millis(200), LARGE - 1), 1);
+        assert_eq!(run(250e6, 200, |_, n| 0.08e6 * f64::from(n)), [1, 64, 128]);
+        assert_eq!(run(250e6, 100, |_, n| 0.16e6 * f64::from(n)), [1, 16, 64, 128]);
+        assert_eq!([1, 20, 99, 150, 3000].map(|ms| at_once(Duration::from_millis(ms), 1 << 30)), [1, 4, 4, 36, 64]);
+        assert_eq!([LARGE - 1, LARGE, 32 << 20].map(|bytes| at_once(Duration::from_millis(200), bytes)), [1, 16, 32]);
+    }
+
+    #[test]
+    fn a_slow_start_before_the_first_losses_does_not_take_connections_back() {
+        let rate = |second, n| if second < 4 { 0.15e6 * f64::from(n) } else { 0.07e6 * f64::from(n) };
+        assert_eq!(run(250e6, 200, rate), [1, 64, 128]);
+        assert_eq!(run(100e6, 200, |_, _| 6e6), [1, 64, 128, 64], "one that is only narrow keeps what it began with");
     }
 
     #[test]
@@ -262,7 +278,7 @@ mod tests {
     #[test]
     fn a_path_that_turns_bad_gets_another_try() {
         let had = run(20e9, 30, |second, n| if second < 20 { 100e6 } else { 1e6 * f64::from(n) });
-        assert_eq!(had, [1, 4, 8, 4, 8, 32, 64]);
+        assert_eq!(had, [1, 4, 8, 4, 8, 32, 128]);
     }
 
     #[test]
@@ -271,7 +287,7 @@ mod tests {
         let mut wanted = 1;
         for step in 0..280u64 {
             let now = Duration::from_millis(step * 50);
-            let look = Look { now, carried: step * 50_000, left: 1 << 30, open: 1, round_trip: Duration::from_millis(50) };
+            let look = Look { now, carried: step * 50_000, left: 1 << 30, open: 1, round_trip: Duration::from_millis(50), full: false };
             wanted = growth.handle_look(look);
         }
         // After 14 s it has tried twice, waited 5 s for more each time, found that one carries what one carries, and goes on with that.

@@ -221,6 +221,11 @@ impl Conversation {
         self.pool.carried()
     }
 
+    /// Whether a queue stood on the path lately, of what went from here to there.
+    pub(super) fn is_path_full(&self) -> bool {
+        self.pool.is_full()
+    }
+
     /// The path's round trip without its queues, as far as it is known.
     pub(super) fn path_round_trip(&self) -> Duration {
         let pinged = self.round_trip.borrow().map_or(ROUND_TRIP, |round_trip| round_trip.shortest);

@@ -114,6 +114,8 @@ impl Transfers {
             left: progress.needed_bytes.saturating_sub(progress.acked_bytes),
             open: talk.open_bulk(),
             round_trip: talk.path_round_trip(),
+            // Only the sender sees the queues.
+            full: self.uploading.is_none() || talk.is_path_full(),
         };
         talk.keep_bulk(self.growth.handle_look(look));
     }

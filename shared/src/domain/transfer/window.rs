@@ -41,6 +41,8 @@ const ROUNDS: u32 = 3;
 /// A measured rate counts for so long, or for so many round trips.
 const RATE_COUNTS: Duration = Duration::from_secs(1);
 const RATE_ROUNDS: u32 = 10;
+/// A queue that stood counts for so many round trips.
+const QUEUE_ROUNDS: u32 = 10;
 /// What a step leaves of a connection's rate that is no longer reached.
 const FADE: f64 = 0.95;
 /// A round trip is measured in so many steps, none shorter than this.
@@ -76,6 +78,8 @@ pub struct Windows {
     /// Rates that count, and after how much measuring they were seen.
     rates: VecDeque<(Duration, f64)>,
     phase: Phase,
+    /// When a queue last stood on the path.
+    queued: Option<Duration>,
 }
 
 /// A quarter of a round trip.
@@ -165,6 +169,7 @@ impl Windows {
             measured: Duration::ZERO,
             rates: VecDeque::new(),
             phase: Phase::Search { best: 0.0, since: Duration::ZERO },
+            queued: None,
         }
     }
 
@@ -264,6 +269,12 @@ impl Windows {
         self.rtt.map(|(rtt, _)| rtt)
     }
 
+    /// Whether a queue stood on the path lately: then it carries what it can, and not what losses leave of it.
+    pub fn is_full(&self, now: Duration) -> bool {
+        let Some((rtt, _)) = self.rtt else { return false };
+        self.queued.is_some_and(|at| now.saturating_sub(at) < rtt * QUEUE_ROUNDS)
+    }
+
     /// For traces: each connection's number, bytes under way, window, both in KiB, and its rate in MB/s.
     pub fn flows(&self) -> String {
         let kib = |bytes: u64| bytes / 1024;
@@ -325,6 +336,9 @@ impl Windows {
         let shortest = self.steps.iter().filter_map(|step| step.rtt).min();
         let queue = shortest.is_none_or(|shortest| shortest > rtt + rtt / 8 + SHORTEST_QUEUE);
         let long = shortest.is_some_and(|shortest| shortest > rtt + rtt / 4 + SHORTEST_QUEUE * 2);
+        if queue {
+            self.queued = Some(now);
+        }
         self.phase = match self.phase {
             Phase::Search { .. } if long && self.rate() * rtt.as_secs_f64() > FIRST => Phase::Cruise { queue: true },
             Phase::Search { best, .. } if rate >= best * GROWTH || !held_back => Phase::Search { best: best.max(rate), since: now },

@@ -65,6 +65,11 @@ impl Flows {
         self.with(|windows, _| windows.bandwidth_delay())
     }
 
+    /// Whether the path lately had as much to carry as it can.
+    pub(super) fn is_full(&self) -> bool {
+        self.with(|windows, now| windows.is_full(now))
+    }
+
     /// The shortest round trip of late, once bytes went this way.
     pub(super) fn round_trip(&self) -> Option<Duration> {
         self.with(|windows, _| windows.round_trip())

@@ -162,6 +162,11 @@ impl Pool {
         self.inner.flows.delivered() + self.inner.received.load(Ordering::Relaxed)
     }
 
+    /// Whether a queue stood on the path lately, of what went from here to there.
+    pub fn is_full(&self) -> bool {
+        self.inner.flows.is_full()
+    }
+
     /// The path's round trip without its queues, once bytes went from here to there.
     pub fn round_trip(&self) -> Option<Duration> {
         self.inner.flows.round_trip()
