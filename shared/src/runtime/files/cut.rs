@@ -7,7 +7,8 @@
 
 use std::io::{self, Read};
 
-use fastcdc::v2020::{Normalization, cut, select_masks};
+use fastcdc::v2020::{Normalization, get_gear_with_seed, select_masks};
+use gearhash::{Hasher, Table};
 
 use crate::domain::manifest::{Chunk, Hash, MAX_CHUNK};
 
@@ -17,6 +18,38 @@ pub(super) const AVERAGE: usize = 128 * 1024;
 const MAX: usize = MAX_CHUNK as usize;
 /// What is read, and handed on, at once.
 const BLOCK: usize = 1024 * 1024;
+
+/// Where FastCDC 2020 cuts.
+struct Cutter {
+    gear: Table,
+    /// Before the average length, and after it.
+    masks: (u64, u64),
+}
+
+impl Cutter {
+    fn new() -> Cutter {
+        let (gear, _) = get_gear_with_seed(0);
+        let gear = (*gear).try_into().expect("a byte has 256 values");
+        Cutter { gear, masks: select_masks(AVERAGE, Normalization::Level2) }
+    }
+
+    /// The length of the first chunk of these bytes, of which there are [`MAX`] or all that follow.
+    fn cut(&self, bytes: &[u8]) -> usize {
+        // The published algorithm looks at pairs: an odd last byte is never a place to cut.
+        let tested = bytes.len().min(MAX) & !1;
+        let middle = tested.clamp(MIN, AVERAGE);
+        let mut hasher = Hasher::new(&self.gear);
+        for (from, to, mask) in [(MIN, middle, self.masks.0), (middle, tested, self.masks.1)] {
+            if from < to
+                && let Some(end) = hasher.next_match(&bytes[from..to], mask)
+            {
+                // The byte that says so belongs to the next chunk.
+                return from + end - 1;
+            }
+        }
+        bytes.len().min(MAX)
+    }
+}
 
 /// Some chunks of a file that follow one another, cut and not yet hashed.
 #[derive(Debug, Default)]
@@ -47,7 +80,7 @@ impl Block {
 /// Cuts everything that the reader has, handing out one block after the other; `each` gives a used one back for the next. Returns the
 /// length of it all.
 pub(super) fn cut_blocks(reader: &mut dyn Read, mut block: Block, each: &mut dyn FnMut(Block) -> io::Result<Block>) -> io::Result<u64> {
-    let (mask_s, mask_l) = select_masks(AVERAGE, Normalization::Level2);
+    let cutter = Cutter::new();
     let (mut spare, mut size) = (Block::default(), 0);
     block.clear();
     let mut filled = 0;
@@ -55,9 +88,7 @@ pub(super) fn cut_blocks(reader: &mut dyn Read, mut block: Block, each: &mut dyn
         let (end, ended) = fill(reader, &mut block.buffer, filled)?;
         let mut start = 0;
         while end - start >= MAX || (ended && start < end) {
-            let window = &block.buffer[start..end.min(start + MAX)];
-            let (_, len) = cut(window, MIN, AVERAGE, MAX, mask_s, mask_l, mask_s << 1, mask_l << 1);
-            let len = len.max(1);
+            let len = cutter.cut(&block.buffer[start..end]);
             block.lens.push(len as u32);
             start += len;
         }
@@ -125,13 +156,29 @@ pub(crate) mod tests {
 
     #[test]
     fn chunks_are_those_of_the_crates_own_iterator() {
-        let bytes = noise(1, 5_000_000);
-        let expected: Vec<Chunk> = fastcdc::v2020::FastCDC::with_level(&bytes, MIN, AVERAGE, MAX, Normalization::Level2)
-            .map(|chunk| Chunk { hash: Hash::of(&bytes[chunk.offset..chunk.offset + chunk.length]), len: chunk.length as u32 })
-            .collect();
-        let chunks = describe(&bytes);
-        assert_eq!(chunks, expected);
-        assert!((20..80).contains(&chunks.len()), "{}", chunks.len());
+        let mut count = 0;
+        for (seed, len) in [(1, 5_000_000), (5, 777_777), (6, MIN + 1), (7, AVERAGE - 1), (8, AVERAGE + 1), (9, MAX + 1)] {
+            let bytes = noise(seed, len);
+            let expected: Vec<Chunk> = fastcdc::v2020::FastCDC::with_level(&bytes, MIN, AVERAGE, MAX, Normalization::Level2)
+                .map(|chunk| Chunk { hash: Hash::of(&bytes[chunk.offset..chunk.offset + chunk.length]), len: chunk.length as u32 })
+                .collect();
+            let chunks = describe(&bytes);
+            assert_eq!(chunks, expected, "{len} bytes");
+            count += chunks.len();
+        }
+        assert!((30..90).contains(&count), "{count}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn cuts_are_the_crates_own(seed: u64, len in 1..MAX + 9, period in 1..5000usize) {
+            // Bytes that repeat, and so cut in other places than noise does.
+            let noise = noise(seed, period);
+            let bytes: Vec<u8> = noise.iter().copied().cycle().take(len).collect();
+            let (mask_s, mask_l) = select_masks(AVERAGE, Normalization::Level2);
+            let (_, expected) = fastcdc::v2020::cut(&bytes, MIN, AVERAGE, MAX, mask_s, mask_l, mask_s << 1, mask_l << 1);
+            proptest::prop_assert_eq!(Cutter::new().cut(&bytes), expected);
+        }
     }
 
     #[test]
