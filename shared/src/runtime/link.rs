@@ -50,7 +50,7 @@ const NO_TRANSFER: u32 = u32::MAX;
 /// How long a probe of the path's packet length may take.
 const PROBE: Duration = Duration::from_millis(1500);
 /// The most bulk connections at a time.
-const BULK_PLACES: u32 = 128;
+const BULK_PLACES: u32 = 96;
 /// The receive windows of bulk connections, in bytes: of the first place, of the three that join it on a long path, of the further ones, and
 /// of those that only a lossy path needs, where little is under way on each. All together, what a receiver can be made to hold stays within 64 MiB; how much of it is used is the sender's decision.
 const FIRST_WINDOW: u32 = 8 << 20;
@@ -58,7 +58,7 @@ const EARLY_WINDOW: u32 = 4 << 20;
 /// The first one's where the other side is near: more would only overrun the socket's buffer, and what is lost there takes long to repair.
 const NEAR_WINDOW: u32 = 2 << 20;
 const FURTHER_WINDOW: u32 = 1 << 20;
-const LATE_WINDOW: u32 = 288 << 10;
+const LATE_WINDOW: u32 = 400 << 10;
 /// What the sender may have under way on one bulk connection, at most; it holds back by itself long before.
 const BULK_SEND_LIMIT: usize = 64 << 20;
 /// Offers that are answered at the same time before their senders have proved anything.

@@ -64,8 +64,8 @@ const ALLOWANCE: Duration = Duration::from_secs(15);
 const QUIET: Duration = Duration::from_secs(7);
 /// Journals that one client may follow at the same time.
 const MAX_FOLLOWED: usize = 32;
-/// Bulk connections of one client: the 128 that it may use, and lost ones that this side has not noticed yet.
-const MAX_BULK: usize = 160;
+/// Bulk connections of one client: the 96 that it may use, and lost ones that this side has not noticed yet.
+const MAX_BULK: usize = 128;
 /// The first transfer number on the worker's side.
 const FIRST_TRANSFER: TransferId = 1 << 31;
 
