@@ -26,7 +26,7 @@ pub use assembly::ManifestAssembly;
 pub use chunk_set::{ChunkSet, ChunkSetAssembly, PIECE_CHUNKS, ranges_of};
 pub use compression::Compression;
 pub use possession::{Challenge, ProofAssembly, ProofKey, TAG, Tag};
-pub use receiving::{Accepted, Receiving, WholeChunk};
+pub use receiving::{Accepted, MAX_CONNECTIONS, Receiving, WholeChunk};
 pub use sending::{Next, Sending};
 pub use window::Windows;
 

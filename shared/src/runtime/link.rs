@@ -41,6 +41,7 @@ use crate::domain::{
     id::{PeerId, RoomId, Secret, hex},
     invite::{Grant, Invite, RootSecret},
     signal::{ToPeer, ToServer},
+    transfer::MAX_CONNECTIONS,
 };
 
 /// How long a connection may take from offer to open channel, where nothing is known of the path.
@@ -51,8 +52,13 @@ const NO_TRANSFER: u32 = u32::MAX;
 const PROBE: Duration = Duration::from_millis(1500);
 /// The most bulk connections at a time.
 const BULK_PLACES: u32 = 96;
+const _: () = assert!(
+    (BULK_PLACES as usize) < MAX_CONNECTIONS,
+    "a receiver takes chunks from all of them, and from lost ones that it has not noticed"
+);
 /// The receive windows of bulk connections, in bytes: of the first place, of the three that join it on a long path, of the further ones, and
-/// of those that only a lossy path needs, where little is under way on each. All together, what a receiver can be made to hold stays within 64 MiB; how much of it is used is the sender's decision.
+/// of those that only a lossy path needs, where little is under way on each: still more than a message is long. All together, what a receiver can be made to
+/// hold stays within 64 MiB; how much of it is used is the sender's decision.
 const FIRST_WINDOW: u32 = 8 << 20;
 const EARLY_WINDOW: u32 = 4 << 20;
 /// The first one's where the other side is near: more would only overrun the socket's buffer, and what is lost there takes long to repair.

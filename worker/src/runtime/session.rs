@@ -25,7 +25,7 @@ use shared::{
             Accepted, BulkCandidate, BulkSdp, Bye, CheckpointWish, Control, ControlState, FileMeta, FileRefused, Hello, JobList, JobRef,
             PLAN_TRANSFER, PROTOCOL, Ping, Refused, Req, Step, Submit, ToClient, ToWorker, TransferId, Watch, Welcome, WorkerInfo,
         },
-        transfer::{Places, Progress},
+        transfer::{MAX_CONNECTIONS, Places, Progress},
     },
     runtime::{
         files::Source,
@@ -65,7 +65,7 @@ const QUIET: Duration = Duration::from_secs(7);
 /// Journals that one client may follow at the same time.
 const MAX_FOLLOWED: usize = 32;
 /// Bulk connections of one client: the 96 that it may use, and lost ones that this side has not noticed yet.
-const MAX_BULK: usize = 128;
+const MAX_BULK: usize = MAX_CONNECTIONS;
 /// The first transfer number on the worker's side.
 const FIRST_TRANSFER: TransferId = 1 << 31;
 

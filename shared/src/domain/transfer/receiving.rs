@@ -21,8 +21,8 @@ use crate::domain::{
 const STRIKES: u32 = 3;
 /// So many good chunks in a row make one damaged chunk forgotten: on 20 GB a rare bit flip is no reason to give up.
 const FORGIVEN_AFTER: u32 = 1000;
-/// At most so many connections may be within a chunk at once; each holds up to one chunk in memory.
-const MAX_CONNECTIONS: usize = 128;
+/// At most so many connections may be within a chunk at once; each holds up to one chunk in memory. One more ends the transfer.
+pub const MAX_CONNECTIONS: usize = 128;
 
 /// A chunk that arrived whole and has its hash.
 #[derive(Clone, PartialEq, Eq)]
