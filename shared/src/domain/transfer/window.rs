@@ -336,7 +336,7 @@ impl Windows {
         let shortest = self.steps.iter().filter_map(|step| step.rtt).min();
         let queue = shortest.is_none_or(|shortest| shortest > rtt + rtt / 8 + SHORTEST_QUEUE);
         let long = shortest.is_some_and(|shortest| shortest > rtt + rtt / 4 + SHORTEST_QUEUE * 2);
-        if queue {
+        if queue && shortest.is_some() {
             self.queued = Some(now);
         }
         self.phase = match self.phase {

@@ -101,6 +101,32 @@ fn the_search_ends_soon_after_a_queue_shows() {
 }
 
 #[test]
+fn a_path_is_full_when_it_is_filled_and_not_when_each_connection_is_held_by_its_losses() {
+    let connections = [1, 2, 3, 4];
+    let (mut windows, mut path) = (opened(&connections), Path::new(20.0, 200));
+    assert!(!windows.is_full(seconds(0)), "nothing is known");
+    run(&mut windows, &mut path, &connections, seconds(0), seconds(8));
+    assert!(windows.is_full(seconds(8)));
+    assert!(!windows.is_full(seconds(11)), "what was seen so long ago says nothing");
+
+    let (mut windows, mut path) = (opened(&connections), Path::new(100.0, 200));
+    let mut now = seconds(0);
+    while now < seconds(8) {
+        for connection in connections {
+            look(&mut windows, &mut path, now, connection);
+            // What its congestion control lets go; a twentieth of the path with all four.
+            if windows.room(connection) > 0 && path.outstanding(now, connection) < 32 << 10 {
+                let bytes = windows.room(connection).min(windows.piece()).min(4096);
+                path.send(now, connection, bytes);
+                windows.handle_sent(now, connection, bytes);
+            }
+        }
+        now += windows.look_again();
+    }
+    assert!(!windows.is_full(now));
+}
+
+#[test]
 fn a_connection_that_stalls_gives_its_share_to_the_others() {
     let (mut windows, mut path) = (opened(&[1, 2]), Path::new(100.0, 30));
     run(&mut windows, &mut path, &[1, 2], seconds(0), seconds(3));
