@@ -16,8 +16,10 @@
 
 use std::time::Duration;
 
+use shared::domain::transfer::BULK_CONNECTIONS;
+
 /// The most connections of a transfer; and on a path shorter than this, where a lost packet costs little.
-const MOST: u32 = 96;
+const MOST: u32 = BULK_CONNECTIONS;
 const MOST_SHORT: u32 = 4;
 const SHORT: Duration = Duration::from_millis(2);
 /// From one connection to so many: the step that costs little and helps most.

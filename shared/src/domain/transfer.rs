@@ -27,7 +27,7 @@ pub use chunk_set::{ChunkSet, ChunkSetAssembly, PIECE_CHUNKS, ranges_of};
 pub use compression::Compression;
 pub use possession::{Challenge, ProofAssembly, ProofKey, TAG, Tag};
 pub use receiving::{Accepted, MAX_CONNECTIONS, Receiving, WholeChunk};
-pub use sending::{Next, Sending};
+pub use sending::{Next, Sending, unacked};
 pub use window::Windows;
 
 use super::manifest::{Chunk, ChunkPlace, Manifest};
@@ -46,6 +46,9 @@ pub struct Progress {
     /// What was given to a connection, each time it was; always 0 at the receiver.
     pub sent_bytes: u64,
 }
+
+/// The most bulk connections that a sender uses.
+pub const BULK_CONNECTIONS: u32 = 96;
 
 /// Of a file's chunks, every so many have their offset noted; from there it is counted on.
 const NOTED: usize = 64;

@@ -41,7 +41,7 @@ use crate::domain::{
     id::{PeerId, RoomId, Secret, hex},
     invite::{Grant, Invite, RootSecret},
     signal::{ToPeer, ToServer},
-    transfer::MAX_CONNECTIONS,
+    transfer::BULK_CONNECTIONS,
 };
 
 /// How long a connection may take from offer to open channel, where nothing is known of the path.
@@ -50,12 +50,6 @@ const ESTABLISH: Duration = Duration::from_secs(30);
 const NO_TRANSFER: u32 = u32::MAX;
 /// How long a probe of the path's packet length may take.
 const PROBE: Duration = Duration::from_millis(1500);
-/// The most bulk connections at a time.
-const BULK_PLACES: u32 = 96;
-const _: () = assert!(
-    (BULK_PLACES as usize) < MAX_CONNECTIONS,
-    "a receiver takes chunks from all of them, and from lost ones that it has not noticed"
-);
 /// The receive windows of bulk connections, in bytes: of the first place, of the three that join it on a long path, of the further ones, and
 /// of those that only a lossy path needs, where little is under way on each: still more than a message is long. All together, what a receiver can be made to
 /// hold stays within 64 MiB; how much of it is used is the sender's decision.
@@ -530,7 +524,7 @@ impl Answering {
 /// The number of a bulk connection: of the place's first one, its second, and so on. Numbers are never used again, and tell both sides the
 /// place, and so the receive window.
 pub fn bulk_number(place: u32, before: u32) -> u32 {
-    (before.wrapping_mul(BULK_PLACES)).wrapping_add(place % BULK_PLACES).wrapping_add(1)
+    (before.wrapping_mul(BULK_CONNECTIONS)).wrapping_add(place % BULK_CONNECTIONS).wrapping_add(1)
 }
 
 /// Opens a bulk connection from the client's side; `port` leads over the control connection.
@@ -552,7 +546,7 @@ pub async fn answer_bulk(number: u32, key: &Secret<[u8; 32]>, options: &PeerOpti
 }
 
 fn bulk_options(number: u32, options: &PeerOptions) -> PeerOptions {
-    let receive_window = Some(match number.wrapping_sub(1) % BULK_PLACES {
+    let receive_window = Some(match number.wrapping_sub(1) % BULK_CONNECTIONS {
         0 if options.near => NEAR_WINDOW,
         0 => FIRST_WINDOW,
         1..4 => EARLY_WINDOW,

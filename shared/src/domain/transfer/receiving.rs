@@ -10,7 +10,7 @@ use std::{collections::HashMap, mem, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
-use super::{ChunkSet, Places, Progress};
+use super::{BULK_CONNECTIONS, ChunkSet, Places, Progress};
 use crate::domain::{
     error::{Code, Failure},
     frame::{FrameHeader, FrameKind},
@@ -21,8 +21,9 @@ use crate::domain::{
 const STRIKES: u32 = 3;
 /// So many good chunks in a row make one damaged chunk forgotten: on 20 GB a rare bit flip is no reason to give up.
 const FORGIVEN_AFTER: u32 = 1000;
-/// At most so many connections may be within a chunk at once; each holds up to one chunk in memory. One more ends the transfer.
-pub const MAX_CONNECTIONS: usize = 128;
+/// At most so many connections may be within a chunk at once; each holds up to one chunk in memory. One more ends the transfer, so there is room for
+/// lost ones that this side has not noticed yet.
+pub const MAX_CONNECTIONS: usize = BULK_CONNECTIONS as usize + 32;
 
 /// A chunk that arrived whole and has its hash.
 #[derive(Clone, PartialEq, Eq)]

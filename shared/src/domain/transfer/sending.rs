@@ -17,6 +17,15 @@ use crate::domain::{
 /// How many chunks may be under way, however small they are.
 const MAX_IN_FLIGHT: usize = 4096;
 
+/// What may be un-acked for each connection, in bytes: a chunk on its way and one that is being written.
+const EACH: u64 = MAX_CHUNK as u64;
+
+/// How many bytes may be un-acked: at `least` what the receiver allows; more on a fat path; and enough for all connections, since where many share a
+/// slow path, each takes seconds for a chunk and the others would wait. Never more than `most`.
+pub fn unacked(least: u64, bandwidth_delay: u64, connections: usize, most: u64) -> u64 {
+    least.max(3 * bandwidth_delay).max(EACH * connections as u64).min(most)
+}
+
 /// What a connection should do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {

@@ -385,3 +385,12 @@ proptest! {
         prop_assert!(sending.progress().acked_bytes <= 20);
     }
 }
+
+#[test]
+fn many_slow_connections_are_not_starved_by_what_is_unacked() {
+    let (least, most) = (12 << 20, 64 << 20);
+    assert_eq!(unacked(least, 0, 1, most), least);
+    assert_eq!(unacked(least, 6 << 20, 4, most), 18 << 20, "three times what the path holds");
+    assert_eq!(unacked(least, 1 << 20, 96, most), 24 << 20, "a chunk for each of 96");
+    assert_eq!(unacked(least, 100 << 20, 96, most), most);
+}

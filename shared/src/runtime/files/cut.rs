@@ -19,7 +19,7 @@ const MAX: usize = MAX_CHUNK as usize;
 /// What is read, and handed on, at once.
 const BLOCK: usize = 1024 * 1024;
 
-/// Where FastCDC 2020 cuts.
+/// Where FastCDC 2020 cuts: the tables of one crate, searched by the vectors of another.
 struct Cutter {
     gear: Table,
     /// Before the average length, and after it.

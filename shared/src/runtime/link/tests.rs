@@ -267,11 +267,11 @@ async fn a_link_that_has_ended_cannot_be_restarted() {
 #[test]
 fn the_receive_windows_of_all_places_stay_within_64_mib_and_a_place_keeps_its_own() {
     let window = |number| bulk_options(number, &loopback()).receive_window.unwrap();
-    let all: u64 = (0..BULK_PLACES).map(|place| u64::from(window(bulk_number(place, 0)))).sum();
+    let all: u64 = (0..BULK_CONNECTIONS).map(|place| u64::from(window(bulk_number(place, 0)))).sum();
     assert!(all <= 64 << 20, "{all}");
     let numbers: std::collections::BTreeSet<u32> =
-        (0..BULK_PLACES).flat_map(|place| (0..5).map(move |before| bulk_number(place, before))).collect();
-    assert_eq!(numbers.len(), 5 * BULK_PLACES as usize, "none is used again");
+        (0..BULK_CONNECTIONS).flat_map(|place| (0..5).map(move |before| bulk_number(place, before))).collect();
+    assert_eq!(numbers.len(), 5 * BULK_CONNECTIONS as usize, "none is used again");
     assert_eq!(bulk_number(0, 0), 1);
     for before in 1..5 {
         assert_eq!([0, 3, 95].map(|place| window(bulk_number(place, before))), [0, 3, 95].map(|place| window(bulk_number(place, 0))));

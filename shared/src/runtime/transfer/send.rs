@@ -26,9 +26,9 @@ use crate::{
         error::{Code, Failure},
         frame::{HEADER, MAX_PIECE, PIECE},
         id::{JobId, Secret},
-        manifest::{ChunkPlace, Hash, MAX_CHUNK, ManifestSummary},
+        manifest::{ChunkPlace, Hash, ManifestSummary},
         message::{FileEnd, FileMeta, FileReady, FileRefused, Step, TransferId},
-        transfer::{ChunkSet, ChunkSetAssembly, Next, Places, Progress, Sending},
+        transfer::{ChunkSet, ChunkSetAssembly, Next, Places, Progress, Sending, unacked},
     },
     runtime::files::ChunkReader,
 };
@@ -36,8 +36,6 @@ use crate::{
 /// Without an acknowledgement for so long while chunks are under way, the bulk connections are given up: whatever swallowed the
 /// chunks, others will bring them. A line of 70 kbit/s still brings a chunk in this time.
 const STALL: Duration = if cfg!(test) { Duration::from_secs(3) } else { Duration::from_secs(30) };
-/// What may be un-acked for each connection: a chunk on its way and one that is being written. Where many share a slow path, each takes seconds.
-const EACH: u64 = MAX_CHUNK as u64;
 /// Chunks that are read ahead of the connections: 2 MiB on average.
 const READ_AHEAD: usize = 16;
 
@@ -309,7 +307,7 @@ impl Pump {
                 step = next(steps) => match step? {
                     Step::Ack(ack) => {
                         moved = Instant::now();
-                        let window = self.window.max(3 * pool.bandwidth_delay()).max(EACH * connections.borrow().len() as u64).min(BUDGET);
+                        let window = unacked(self.window, pool.bandwidth_delay(), connections.borrow().len(), BUDGET);
                         self.decide(|sending| {
                             sending.set_window(window);
                             sending.acked(&ack.ranges)
