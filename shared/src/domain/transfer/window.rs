@@ -75,7 +75,7 @@ pub struct Windows {
     delivered: u64,
     /// How long it was measured; stands still while nothing is under way.
     measured: Duration,
-    /// Rates that count, and after how much measuring they were seen.
+    /// Rates that count, and after how much measuring they were seen: the highest first, and behind each the highest of those that were seen after it.
     rates: VecDeque<(Duration, f64)>,
     phase: Phase,
     /// When a queue last stood on the path.
@@ -289,18 +289,23 @@ impl Windows {
         if self.rtt.is_none() {
             self.step.began = now.saturating_sub(sample);
         }
+        let before = self.round_trip();
         if self.rtt.is_none_or(|(rtt, _)| sample <= rtt + rtt / 16) {
-            self.rtt = shorter(self.round_trip()).map(|rtt| (rtt, now));
+            self.rtt = shorter(before).map(|rtt| (rtt, now));
         }
         self.step.rtt = shorter(self.step.rtt);
         if let Phase::Drain { rtt, .. } = &mut self.phase {
             *rtt = shorter(*rtt);
         }
+        // The window depends on it, and with the window the piece, of which each connection must have room for two.
+        if self.round_trip() != before {
+            self.share();
+        }
     }
 
     /// Bytes a second that the path has shown to carry.
     fn rate(&self) -> f64 {
-        self.rates.iter().map(|&(_, rate)| rate).fold(0.0, f64::max)
+        self.rates.front().map_or(0.0, |&(_, rate)| rate)
     }
 
     /// Nothing was under way: the time that has passed says nothing about the path.
@@ -327,6 +332,9 @@ impl Windows {
         let held_back = self.steps.iter().any(|step| step.held_back);
         // A sender that has nothing to send says nothing about the path.
         if held_back || rate > self.rate() {
+            while self.rates.back().is_some_and(|&(_, before)| before <= rate) {
+                self.rates.pop_back();
+            }
             self.rates.push_back((self.measured, rate));
             let counts = RATE_COUNTS.max(rtt * RATE_ROUNDS);
             while self.rates.front().is_some_and(|&(at, _)| at + counts < self.measured) {

@@ -272,6 +272,23 @@ fn input() -> impl Strategy<Value = Input> {
     ]
 }
 
+#[test]
+fn a_round_trip_that_turns_out_shorter_leaves_nobody_without_room() {
+    let mut windows = Windows::new(4 << 20);
+    let at = Duration::from_micros;
+    windows.opened(4);
+    windows.handle_sent(at(0), 4, 65_537);
+    windows.handle_delivered(at(1000), 4, 13_700);
+    windows.opened(3);
+    windows.handle_delivered(at(4726), 4, 65_537);
+    windows.handle_sent(at(4726), 3, 1);
+    // The slack of a short path is larger, and so is the piece: with a window of less than one, connection 3 would have had no room, and nothing under way
+    // whose delivery gives some.
+    windows.handle_delivered(at(4726), 3, 1);
+    let piece = windows.piece() as u64;
+    assert!(windows.flows.values().all(|flow| flow.window >= 2 * piece), "{windows}: {}", windows.flows());
+}
+
 proptest! {
     #[test]
     fn whatever_happens_the_budget_is_kept_and_nobody_starves(inputs in proptest::collection::vec((0..50_000u64, input()), 0..400)) {
