@@ -3,11 +3,17 @@
 //! The crate (0.21.1) hands over up to 65,535 bytes at once to be cut into datagrams (UDP GSO). The kernel counts the headers, too, and
 //! refuses a batch that it could not send as one datagram; the crate then drops all of it. On an Ethernet path that is 46 packets lost in a row, which
 //! keep SCTP busy with repairs for a second or more, whenever a message ends in the right place of a batch.
+//!
+//! And the crate makes a batch only of 16 datagrams, or of as many as the socket says that it can cut. Of those that are 16 kB long, as between two programs
+//! of one machine, 16 never fit into a batch, and each costs a system call on both sides. So the socket says what fits.
 
 use std::{
     io::{self, IoSliceMut},
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -19,17 +25,28 @@ const MOST_V6: usize = 65_535 - 40 - 8;
 
 /// A UDP socket that sends what is too much for one batch as two.
 #[derive(Debug)]
-pub(super) struct BatchSocket(pub(super) Arc<dyn AsyncUdpSocket>);
+pub(super) struct BatchSocket {
+    inner: Arc<dyn AsyncUdpSocket>,
+    /// The longest datagram that was sent, in bytes: a socket carries one connection, whose packets are all cut for the same path.
+    longest: AtomicUsize,
+}
+
+impl BatchSocket {
+    pub(super) fn new(inner: Arc<dyn AsyncUdpSocket>) -> Self {
+        BatchSocket { inner, longest: AtomicUsize::new(0) }
+    }
+}
 
 impl AsyncUdpSocket for BatchSocket {
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
+        self.inner.local_addr()
     }
 
     fn poll_send(&self, cx: &mut Context<'_>, transmit: &Transmit<'_>) -> Poll<io::Result<usize>> {
+        self.longest.fetch_max(transmit.segment_size.unwrap_or(transmit.contents.len()), Ordering::Relaxed);
         let most = if transmit.destination.is_ipv4() { MOST_V4 } else { MOST_V6 };
         let Some(size) = transmit.segment_size.filter(|&size| size > 0 && size <= most && transmit.contents.len() > most) else {
-            return self.0.poll_send(cx, transmit);
+            return self.inner.poll_send(cx, transmit);
         };
         let part = |contents| Transmit {
             destination: transmit.destination,
@@ -41,21 +58,22 @@ impl AsyncUdpSocket for BatchSocket {
         // In order, or the other side would take those behind for lost. Where the socket has no room for all, those that went go again with the rest: who
         // asks again cannot be told from who asks anew, and a datagram that comes twice is dropped where it is decrypted.
         for contents in transmit.contents.chunks(most - most % size) {
-            ready!(self.0.poll_send(cx, &part(contents)))?;
+            ready!(self.inner.poll_send(cx, &part(contents)))?;
         }
         Poll::Ready(Ok(transmit.contents.len()))
     }
 
     fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
-        self.0.poll_recv(cx, bufs, meta)
+        self.inner.poll_recv(cx, bufs, meta)
     }
 
     fn max_gso_segments(&self) -> usize {
-        self.0.max_gso_segments()
+        let fit = MOST_V6 / self.longest.load(Ordering::Relaxed).max(1);
+        self.inner.max_gso_segments().min(fit).max(1)
     }
 
     fn max_gro_segments(&self) -> usize {
-        self.0.max_gro_segments()
+        self.inner.max_gro_segments()
     }
 }
 
@@ -74,7 +92,7 @@ mod tests {
         receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let sender = UdpSocket::bind(address).unwrap();
         sender.set_nonblocking(true).unwrap();
-        let sender = BatchSocket(TokioRuntime.wrap_udp_socket(sender).unwrap());
+        let sender = BatchSocket::new(TokioRuntime.wrap_udp_socket(sender).unwrap());
         assert!(sender.max_gso_segments() > 1, "this kernel cuts no batches, so there is nothing to test");
         let contents: Vec<u8> = (0..bytes).map(|at| (at / size) as u8).collect();
         let destination = receiver.local_addr().unwrap();
@@ -98,5 +116,21 @@ mod tests {
             assert_eq!((lengths.len(), lengths[44], lengths[45]), (46, 1440, 720), "{address}");
             assert_eq!(arriving(address, 65_535, 4000).await.len(), 17, "{address}");
         }
+    }
+
+    #[tokio::test]
+    async fn long_datagrams_go_in_batches_too() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.set_nonblocking(true).unwrap();
+        let sender = BatchSocket::new(TokioRuntime.wrap_udp_socket(sender).unwrap());
+        let destination = receiver.local_addr().unwrap();
+        let mut fit = vec![sender.max_gso_segments()];
+        for size in [200, 1440, 16_000, 60, 60_000] {
+            let transmit = Transmit { destination, ecn: None, contents: &vec![0; size], segment_size: None, src_ip: None };
+            poll_fn(|cx| sender.poll_send(cx, &transmit)).await.unwrap();
+            fit.push(sender.max_gso_segments());
+        }
+        assert_eq!(fit, [64, 64, 45, 4, 4, 1]);
     }
 }

@@ -100,7 +100,7 @@ impl Runtime for BufferedRuntime {
         if let Err(error) = widen(&socket) {
             tracing::debug!(%error, "the UDP socket keeps its default buffers");
         }
-        let socket: Arc<dyn AsyncUdpSocket> = Arc::new(BatchSocket(self.tokio.wrap_udp_socket(socket)?));
+        let socket: Arc<dyn AsyncUdpSocket> = Arc::new(BatchSocket::new(self.tokio.wrap_udp_socket(socket)?));
         if self.streams.is_empty() {
             return Ok(socket);
         }
