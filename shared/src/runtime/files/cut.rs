@@ -16,7 +16,7 @@ const MIN: usize = 64 * 1024;
 /// About how long a chunk is.
 pub(super) const AVERAGE: usize = 128 * 1024;
 const MAX: usize = MAX_CHUNK as usize;
-/// What is read, and handed on, at once.
+/// What is read at once.
 const BLOCK: usize = 1024 * 1024;
 
 /// Where FastCDC 2020 cuts: the tables of one crate, searched by the vectors of another.
@@ -51,58 +51,38 @@ impl Cutter {
     }
 }
 
-/// Some chunks of a file that follow one another, cut and not yet hashed.
-#[derive(Debug, Default)]
-pub(super) struct Block {
-    /// Of fixed size, so that it can be used again without being cleared; the chunks are at its beginning.
+/// Cuts and hashes; its buffer serves one reader after the other.
+pub(super) struct Describer {
+    cutter: Cutter,
     buffer: Vec<u8>,
-    lens: Vec<u32>,
 }
 
-impl Block {
-    /// Its chunks.
-    pub(super) fn hash(&self) -> Vec<Chunk> {
-        let mut rest = &self.buffer[..];
-        let next = |&len: &u32| {
-            let (bytes, after) = rest.split_at(len as usize);
-            rest = after;
-            Chunk { hash: Hash::of(bytes), len }
-        };
-        self.lens.iter().map(next).collect()
+impl Describer {
+    pub(super) fn new() -> Describer {
+        Describer { cutter: Cutter::new(), buffer: vec![0; BLOCK] }
     }
 
-    fn clear(&mut self) {
-        self.buffer.resize(BLOCK, 0);
-        self.lens.clear();
-    }
-}
-
-/// Cuts everything that the reader has, handing out one block after the other; `each` gives a used one back for the next. Returns the
-/// length of it all.
-pub(super) fn cut_blocks(reader: &mut dyn Read, mut block: Block, each: &mut dyn FnMut(Block) -> io::Result<Block>) -> io::Result<u64> {
-    let cutter = Cutter::new();
-    let (mut spare, mut size) = (Block::default(), 0);
-    block.clear();
-    let mut filled = 0;
-    loop {
-        let (end, ended) = fill(reader, &mut block.buffer, filled)?;
-        let mut start = 0;
-        while end - start >= MAX || (ended && start < end) {
-            let len = cutter.cut(&block.buffer[start..end]);
-            block.lens.push(len as u32);
-            start += len;
-        }
-        // What is left may be the beginning of a chunk that goes on.
-        spare.clear();
-        filled = end - start;
-        spare.buffer[..filled].copy_from_slice(&block.buffer[start..end]);
-        size += start as u64;
-        if start > 0 {
-            block = each(block)?;
-        }
-        std::mem::swap(&mut block, &mut spare);
-        if ended {
-            return Ok(size);
+    /// Describes what the reader has, which begins where a chunk does, up to the first chunk that begins `until` bytes later or still
+    /// later; `each` takes the chunks. Returns the length of them all.
+    pub(super) fn describe(&mut self, reader: &mut dyn Read, until: u64, each: &mut dyn FnMut(Chunk) -> io::Result<()>) -> io::Result<u64> {
+        let (mut size, mut filled) = (0, 0);
+        loop {
+            let most = (until - size).saturating_add(MAX as u64).min(BLOCK as u64) as usize;
+            let (end, ended) = fill(reader, &mut self.buffer[..most], filled)?;
+            let mut start = 0;
+            while size < until && (end - start >= MAX || (ended && start < end)) {
+                let len = self.cutter.cut(&self.buffer[start..end]);
+                // At once, while the processor has the bytes at hand.
+                each(Chunk { hash: Hash::of(&self.buffer[start..start + len]), len: len as u32 })?;
+                start += len;
+                size += len as u64;
+            }
+            if ended || size >= until {
+                return Ok(size);
+            }
+            // What is left may be the beginning of a chunk that goes on.
+            self.buffer.copy_within(start..end, 0);
+            filled = end - start;
         }
     }
 }
@@ -146,11 +126,11 @@ pub(crate) mod tests {
 
     fn describe(bytes: &[u8]) -> Vec<Chunk> {
         let mut chunks = Vec::new();
-        let mut each = |block: Block| {
-            chunks.extend(block.hash());
-            Ok(block)
+        let mut each = |chunk| {
+            chunks.push(chunk);
+            Ok(())
         };
-        assert_eq!(cut_blocks(&mut Dribble(bytes, 1), Block::default(), &mut each).unwrap(), bytes.len() as u64);
+        assert_eq!(Describer::new().describe(&mut Dribble(bytes, 1), u64::MAX, &mut each).unwrap(), bytes.len() as u64);
         chunks
     }
 
@@ -189,6 +169,26 @@ pub(crate) mod tests {
                 assert_eq!(chunks.iter().map(|chunk| chunk.len as usize).sum::<usize>(), len);
                 assert!(chunks.iter().all(|chunk| chunk.len > 0 && chunk.len <= MAX_CHUNK));
             }
+        }
+    }
+
+    #[test]
+    fn a_part_ends_with_the_chunk_that_reaches_its_end() {
+        let bytes = noise(6, 3_000_000);
+        let all = describe(&bytes);
+        let mut describer = Describer::new();
+        let mut end = 0;
+        for (number, chunk) in all.iter().enumerate() {
+            for until in [end + 1, end + u64::from(chunk.len)] {
+                let mut chunks = Vec::new();
+                let mut each = |chunk| {
+                    chunks.push(chunk);
+                    Ok(())
+                };
+                let length = describer.describe(&mut Dribble(&bytes, 1), until, &mut each).unwrap();
+                assert_eq!((length, &chunks[..]), (end + u64::from(chunk.len), &all[..=number]), "until {until}");
+            }
+            end += u64::from(chunk.len);
         }
     }
 
