@@ -6,6 +6,9 @@
 //!
 //! And the crate makes a batch only of 16 datagrams, or of as many as the socket says that it can cut. Of those that are 16 kB long, as between two programs
 //! of one machine, 16 never fit into a batch, and each costs a system call on both sides. So the socket says what fits.
+//!
+//! What has arrived is taken until nothing is left, and only then acknowledged: on a fast path that is the whole window of the sender, who waits meanwhile,
+//! and what is sent at once then is too much for the processor's cache. So the socket pauses after a while, for as long as it takes to acknowledge.
 
 use std::{
     io::{self, IoSliceMut},
@@ -23,17 +26,22 @@ use webrtc::runtime::{AsyncUdpSocket, RecvMeta, Transmit};
 const MOST_V4: usize = 65_535 - 20 - 8;
 const MOST_V6: usize = 65_535 - 40 - 8;
 
+/// After so many bytes that were taken one after the other, it is time to acknowledge them.
+const BURST: usize = 1 << 20;
+
 /// A UDP socket that sends what is too much for one batch as two.
 #[derive(Debug)]
 pub(super) struct BatchSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     /// The longest datagram that was sent, in bytes: a socket carries one connection, whose packets are all cut for the same path.
     longest: AtomicUsize,
+    /// Bytes that have arrived since there was nothing or a pause.
+    burst: AtomicUsize,
 }
 
 impl BatchSocket {
     pub(super) fn new(inner: Arc<dyn AsyncUdpSocket>) -> Self {
-        BatchSocket { inner, longest: AtomicUsize::new(0) }
+        BatchSocket { inner, longest: AtomicUsize::new(0), burst: AtomicUsize::new(0) }
     }
 }
 
@@ -64,7 +72,19 @@ impl AsyncUdpSocket for BatchSocket {
     }
 
     fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
-        self.inner.poll_recv(cx, bufs, meta)
+        if self.burst.load(Ordering::Relaxed) >= BURST {
+            self.burst.store(0, Ordering::Relaxed);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let received = self.inner.poll_recv(cx, bufs, meta);
+        match &received {
+            Poll::Ready(Ok(messages)) => {
+                self.burst.fetch_add(meta[..*messages].iter().map(|meta| meta.len).sum(), Ordering::Relaxed);
+            }
+            _ => self.burst.store(0, Ordering::Relaxed),
+        }
+        received
     }
 
     fn max_gso_segments(&self) -> usize {
@@ -79,7 +99,7 @@ impl AsyncUdpSocket for BatchSocket {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, net::UdpSocket, time::Duration};
+    use std::{future::poll_fn, net::UdpSocket, task::Wake, time::Duration};
 
     use webrtc::runtime::{Runtime, TokioRuntime};
 
@@ -132,5 +152,45 @@ mod tests {
             fit.push(sender.max_gso_segments());
         }
         assert_eq!(fit, [64, 64, 45, 4, 4, 1]);
+    }
+
+    /// Always has a message of 64 KiB.
+    #[derive(Debug)]
+    struct Busy;
+
+    impl AsyncUdpSocket for Busy {
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok(SocketAddr::from(([127, 0, 0, 1], 9)))
+        }
+
+        fn poll_send(&self, _: &mut Context<'_>, transmit: &Transmit<'_>) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(transmit.contents.len()))
+        }
+
+        fn poll_recv(&self, _: &mut Context<'_>, _: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
+            meta[0].len = 64 << 10;
+            Poll::Ready(Ok(1))
+        }
+    }
+
+    #[test]
+    fn a_long_burst_pauses_and_goes_on_by_itself() {
+        struct Count(AtomicUsize);
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let woken = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = woken.clone().into();
+        let socket = BatchSocket::new(Arc::new(Busy));
+        let receive = || {
+            let (mut buffer, mut meta) = ([0; 8], [RecvMeta::default()]);
+            socket.poll_recv(&mut Context::from_waker(&waker), &mut [IoSliceMut::new(&mut buffer)], &mut meta).is_ready()
+        };
+        for pauses in 1..4 {
+            assert!((0..16).all(|_| receive()) && !receive());
+            assert_eq!(woken.0.load(Ordering::Relaxed), pauses, "whoever waits is woken at once");
+        }
     }
 }
