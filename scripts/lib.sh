@@ -116,10 +116,10 @@ ensure_node_tools() {
     ) 9<"$NODE_TOOLS"
 }
 
-# need_rust: cargo, and the C compiler and linker that it calls.
+# need_rust: cargo, and the C compiler, linker and make that it calls.
 need_rust() {
     need_command cargo "install Rust, see https://rustup.rs"
-    command -v cc >/dev/null || ensure_debian build-essential
+    { command -v cc && command -v make; } >/dev/null || ensure_debian build-essential
 }
 
 # ensure_cargo_tool NAME VERSION ARGUMENT...: a cargo subcommand. One that is there already is taken as it is; otherwise it is

@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 
 /// Thousands of sockets hold what they were given on one thread and give it back on another.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Two threads serve thousands of sockets, and a small server stays small.
 const THREADS: usize = 2;

@@ -18,6 +18,8 @@ const OURS: [&str; 4] = ["signaling_server", "worker", "client", "shared"];
 const NOISY: [&str; 3] = ["webrtc", "rtc", "aws_config"];
 /// The crates that below `info` write whole messages, with the tokens in them. No filter can open these.
 const INDISCREET: [&str; 4] = ["tungstenite", "tokio_tungstenite", "h2", "hyper"];
+/// The module that does so with the password of the other side's ICE agent; what else its crate tells is how a path was found.
+const INDISCREET_MODULE: &str = "rtc_ice::agent";
 
 /// Starts logging to stderr, and a panic hook that logs where a panic happened.
 ///
@@ -40,7 +42,7 @@ pub fn init(program: &str, verbosity: u8, json: Option<bool>) -> Result<(), Fail
 
 fn is_discreet(metadata: &Metadata<'_>) -> bool {
     let krate = metadata.target().split("::").next().unwrap_or_default();
-    *metadata.level() <= Level::INFO || !INDISCREET.contains(&krate)
+    *metadata.level() <= Level::INFO || !(INDISCREET.contains(&krate) || metadata.target() == INDISCREET_MODULE)
 }
 
 fn filter(directives: Option<&str>, verbosity: u8) -> Result<EnvFilter, Failure> {
@@ -116,11 +118,13 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             tracing::trace!(target: "tungstenite::protocol", "canary");
             tracing::debug!(target: "h2", "canary");
+            tracing::debug!(target: "rtc_ice::agent", "canary");
+            tracing::debug!(target: "rtc_ice::agent::agent_selector", "told of a path");
             tracing::warn!(target: "tungstenite", "told");
             tracing::trace!(target: "tungstenite_of_another_name", "told, too");
         });
         let log = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
-        assert!(log.contains("told, too") && log.contains("told\n") && !log.contains("canary"), "{log}");
+        assert!(log.contains("told, too") && log.contains("told of a path") && log.contains("told\n") && !log.contains("canary"), "{log}");
     }
 
     #[test]
