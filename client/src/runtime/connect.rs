@@ -43,6 +43,9 @@ use crate::domain::{event::Event, order::Remote, plan::Speed, select};
 
 /// How long an absent worker is waited for before the first success.
 const FIRST_PATIENCE: Duration = Duration::from_secs(20);
+/// How long the first try may look for a path. On a path that loses packets, a handshake may lose several in a row and then waits twice as long each
+/// time: to begin again is quicker. The second try has the whole time.
+const FIRST_PATH: Duration = Duration::from_secs(15);
 /// The longest wait between two tries: when a path comes back, the next try is soon.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// How long the server may take to take us in again before it is tried anew.
@@ -73,6 +76,8 @@ pub(super) struct Connector {
     backoff: Backoff,
     attempt: u32,
     ever: bool,
+    /// How many tries have found no path, as long as none has found one.
+    pathless: u32,
     /// Whether the worker has not yet taken us in over the latest link.
     unwelcome: bool,
     _stop: DropGuard,
@@ -128,6 +133,7 @@ impl Connector {
             backoff,
             attempt: 0,
             ever: false,
+            pathless: 0,
             unwelcome: false,
             _stop: stop.drop_guard(),
         })
@@ -182,12 +188,8 @@ impl Connector {
                 }
                 Err(failure) => failure,
             };
-            let worth_it = match failure.code {
-                Code::PeerNotFound | Code::PeerBusy => self.ever || Instant::now() < patience,
-                Code::NoConnection | Code::Unavailable | Code::RateLimited => self.ever,
-                _ => false,
-            };
-            if !worth_it {
+            self.pathless += u32::from(failure.code == Code::NoConnection);
+            if !is_worth_another_try(failure.code, self.ever, Instant::now() < patience, self.pathless) {
                 return Err(failure);
             }
             let retry_in = self.next_wait()?;
@@ -212,6 +214,7 @@ impl Connector {
         self.attempt = 0;
         self.backoff.reset();
         self.ever = true;
+        self.pathless = 0;
         self.unwelcome = false;
     }
 
@@ -338,6 +341,7 @@ impl Connector {
             Some(took) => {
                 Patience { answer: took.clamp(ANSWERED_AGAIN[0], ANSWERED_AGAIN[1]), path: (3 * took).clamp(PATH_AGAIN[0], PATH_AGAIN[1]) }
             }
+            None if self.pathless == 0 => Patience { path: FIRST_PATH, ..Patience::default() },
             None => Patience::default(),
         }
     }
@@ -424,6 +428,17 @@ async fn registered_again(signal: Option<&mut Signal>) {
     }
 }
 
+/// Whether another try may find what the last one did not: within its `patience`, an absent worker; after one try that found no path
+/// (`pathless` counts them), a path; and whatever there was before.
+fn is_worth_another_try(code: Code, ever: bool, patience: bool, pathless: u32) -> bool {
+    match code {
+        Code::PeerNotFound | Code::PeerBusy => ever || patience,
+        Code::NoConnection => ever || pathless < 2,
+        Code::Unavailable | Code::RateLimited => ever,
+        _ => false,
+    }
+}
+
 /// What the workers among these peers say about themselves.
 fn workers_of(peers: &[PeerInfo]) -> Vec<WorkerInfo> {
     let described = |peer: &PeerInfo| {
@@ -431,4 +446,27 @@ fn workers_of(peers: &[PeerInfo]) -> Vec<WorkerInfo> {
         (info.peer == peer.peer_id).then_some(info)
     };
     peers.iter().filter(|peer| peer.role == Role::Worker).filter_map(described).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_is_not_found_at_first_is_looked_for_once_more() {
+        for (code, ever, patience, pathless, another) in [
+            (Code::NoConnection, false, true, 1, true),
+            (Code::NoConnection, false, false, 1, true),
+            (Code::NoConnection, false, true, 2, false),
+            (Code::NoConnection, true, false, 7, true),
+            (Code::PeerNotFound, false, true, 0, true),
+            (Code::PeerNotFound, false, false, 1, false),
+            (Code::PeerBusy, true, false, 0, true),
+            (Code::Unavailable, false, true, 0, false),
+            (Code::Unavailable, true, false, 0, true),
+            (Code::NotAuthentic, true, true, 0, false),
+        ] {
+            assert_eq!(is_worth_another_try(code, ever, patience, pathless), another, "{code:?}, {ever}, {patience}, {pathless}");
+        }
+    }
 }
