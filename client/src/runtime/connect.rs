@@ -43,8 +43,10 @@ use crate::domain::{event::Event, order::Remote, plan::Speed, select};
 
 /// How long an absent worker is waited for before the first success.
 const FIRST_PATIENCE: Duration = Duration::from_secs(20);
-/// How long the first try may look for a path. On a path that loses packets, a handshake may lose several in a row and then waits twice as long each
-/// time: to begin again is quicker. The second try has the whole time.
+/// So many tries look for a path before the first success.
+const PATH_TRIES: u32 = 2;
+/// How long the first of them may. On a path that loses packets, a handshake may lose several in a row and then waits twice as long each
+/// time: to begin again is quicker. The next has the whole time.
 const FIRST_PATH: Duration = Duration::from_secs(15);
 /// The longest wait between two tries: when a path comes back, the next try is soon.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
@@ -428,12 +430,12 @@ async fn registered_again(signal: Option<&mut Signal>) {
     }
 }
 
-/// Whether another try may find what the last one did not: within its `patience`, an absent worker; after one try that found no path
-/// (`pathless` counts them), a path; and whatever there was before.
+/// Whether another try may find what the last one did not: within its `patience`, an absent worker; a path, until enough tries have found none
+/// (`pathless` counts them); and whatever there was before.
 fn is_worth_another_try(code: Code, ever: bool, patience: bool, pathless: u32) -> bool {
     match code {
         Code::PeerNotFound | Code::PeerBusy => ever || patience,
-        Code::NoConnection => ever || pathless < 2,
+        Code::NoConnection => ever || pathless < PATH_TRIES,
         Code::Unavailable | Code::RateLimited => ever,
         _ => false,
     }

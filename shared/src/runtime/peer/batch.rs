@@ -29,7 +29,7 @@ const MOST_V6: usize = 65_535 - 40 - 8;
 /// After so many bytes that were taken one after the other, it is time to acknowledge them.
 const BURST: usize = 1 << 20;
 
-/// A UDP socket that sends what is too much for one batch as two.
+/// A UDP socket that says how many datagrams fit into a batch, sends what is too much for one as two, and pauses to let what has arrived be acknowledged.
 #[derive(Debug)]
 pub(super) struct BatchSocket {
     inner: Arc<dyn AsyncUdpSocket>,
