@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -278,6 +279,16 @@ impl Program {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs");
         let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    }
+
+    /// Stops it in the middle of whatever it does while something else is done: none of its threads runs meanwhile.
+    pub(crate) fn paused<T>(&self, meanwhile: impl FnOnce() -> T) -> T {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::STOP).unwrap();
+        waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).unwrap();
+        let done = meanwhile();
+        kill_process(pid, Signal::CONT).unwrap();
+        done
     }
 
     /// Ends it without a word.
