@@ -11,6 +11,7 @@ use shared::{
     },
     runtime::{
         files::Source,
+        listing::Listing,
         store::{Begun, Finished, PackageDir, Store},
     },
 };
@@ -45,12 +46,12 @@ fn put(data: &Path, store: &Store, owner: &str, bytes: &[u8], days: u64) -> Pack
     let encoded = manifest.encode();
     let summary = manifest.summary(&encoded);
     let Begun::New(announced) = store.begin(owner, &summary).unwrap() else { panic!("it is new") };
+    let mut reader = source.reader(Arc::new(Listing::new(&manifest, folder.path()))).unwrap();
     let partial = announced.accept(manifest).unwrap();
-    let mut reader = source.reader(partial.manifest().clone()).unwrap();
-    for index in 0..partial.places().len() {
-        let place = partial.places().get(index).unwrap();
+    for index in 0..partial.layout().len() {
+        let place = partial.layout().get(index).unwrap();
         let mut bytes = Vec::new();
-        reader.read(place, &mut bytes, true).unwrap();
+        reader.read(index, place, &mut bytes, true).unwrap();
         partial.write(&WholeChunk { index, place, bytes: bytes.into() }).unwrap();
     }
     let Finished::Whole(dir) = partial.finish(&Default::default()).unwrap() else { panic!("it is whole") };
@@ -71,7 +72,7 @@ fn queue(data: &Path, owner: &str, package: &PackageDir) -> JobId {
     let record = JobRecord {
         job: job.clone(),
         spec,
-        package: *package.summary(),
+        package: package.summary(),
         state: JobState::Queued { ahead: 0 },
         order: 1,
         owner: owner.into(),
@@ -94,7 +95,7 @@ fn packages_are_shown_and_only_those_that_nobody_uses_are_pruned() {
     let queued = put(data, &store, "ann", &[2; 200_000], 30);
     let open = put(data, &store, "bob", &[3; 100_000], 40);
     let job = queue(data, "ann", &queued);
-    let [old, queued] = [old, queued].map(|dir| *dir.summary());
+    let [old, queued] = [old, queued].map(|dir| dir.summary());
 
     let lines = json(data, &[]);
     let ids: Vec<&str> = lines[..3].iter().map(|line| line["package"].as_str().unwrap()).collect();

@@ -27,6 +27,7 @@ use shared::{
     },
     runtime::{
         files::Source,
+        listing::Listing,
         store::Destination,
         transfer::{Pool, StepPort, receive},
     },
@@ -194,8 +195,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> +
 }
 
 /// Cleans up off the runtime's threads; see [`Place::clean_up`].
-pub(super) async fn clean_up(place: Place, results: Arc<Manifest>, superseded: bool) -> Vec<PathBuf> {
-    blocking(move || Ok(place.clean_up(&results, superseded))).await.unwrap_or_default()
+pub(super) async fn clean_up(place: Place, results: Arc<Listing>, superseded: bool) -> Vec<PathBuf> {
+    let cleaned = blocking(move || Ok(place.clean_up(&results.manifest()?, superseded))).await;
+    cleaned.inspect_err(|failure| tracing::warn!(%failure, "checkpoints that the results have, too, are kept")).unwrap_or_default()
 }
 
 #[cfg(test)]

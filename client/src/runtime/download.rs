@@ -3,8 +3,9 @@
 use std::{path::PathBuf, sync::Arc};
 
 use shared::{
-    domain::{error::Failure, manifest::Manifest, message::FileMeta, transfer::Progress},
+    domain::{error::Failure, message::FileMeta, transfer::Progress},
     runtime::{
+        listing::Listing,
         store::Destination,
         transfer::{Pool, StepPort, receive},
     },
@@ -18,7 +19,7 @@ pub(super) struct Saved {
     /// The folder.
     pub(super) path: String,
     /// The files in it.
-    pub(super) manifest: Arc<Manifest>,
+    pub(super) listing: Arc<Listing>,
 }
 
 /// Receives announced results; interrupted ones go on where they were, and what files in the `nearby` folders have is not sent.
@@ -37,5 +38,5 @@ pub(super) async fn receive_results(
         Failure::new(shared::domain::error::Code::Internal, format!("looking at the folder ended unexpectedly: {error}"))
     })??;
     let package = receive(meta, begun, &pool, steps, progress).await?;
-    Ok(Saved { path: fetch.output.display().to_string(), manifest: package.manifest().clone() })
+    Ok(Saved { path: fetch.output.display().to_string(), listing: package.listing().clone() })
 }

@@ -27,15 +27,13 @@ use shared::{
         id::{CommandId, JobId, SessionId, hex},
         invite::Grant,
         job::{Command, CommandState, JobEvent, JobSpec, JobState, JobStatus, Outcome},
-        manifest::ManifestSummary,
         message::{
             Accepted, Control, ControlState, Hello, JobList, JobRef, PROTOCOL, Progress as JournalProgress, Req, Submit, ToClient,
             ToWorker, Watch, Welcome,
         },
         route::Route,
-        transfer::Places,
     },
-    runtime::{files::Source, seal},
+    runtime::{files::Source, listing::Listing, seal},
 };
 use tokio::{
     sync::mpsc,
@@ -71,9 +69,7 @@ pub(super) struct Submission {
     /// Where its bytes come from.
     pub(super) source: Arc<Source>,
     /// What it is.
-    pub(super) summary: ManifestSummary,
-    /// Its chunks.
-    pub(super) places: Arc<Places>,
+    pub(super) listing: Arc<Listing>,
     /// What to do with it.
     pub(super) spec: JobSpec,
     /// Whether a job that ended already is to be run anew.
@@ -348,7 +344,7 @@ impl Drive {
         if self.submission.as_ref().is_some_and(|submission| submission.again) {
             let known = list(talk).await?.jobs;
             if let Some(submission) = &mut self.submission {
-                while known.iter().any(|status| status.job == submission.spec.job_id(&submission.summary.id)) {
+                while known.iter().any(|status| status.job == submission.spec.job_id(&submission.listing.summary().id)) {
                     submission.spec.attempt += 1;
                 }
                 submission.again = false;
@@ -360,7 +356,7 @@ impl Drive {
     async fn submit(&mut self, talk: &mut Conversation) -> Result<(), Failure> {
         self.next_attempt(talk).await?;
         let submission = self.submission.as_ref().expect("asked above");
-        let (spec, manifest) = (submission.spec.clone(), submission.summary);
+        let (spec, manifest) = (submission.spec.clone(), submission.listing.summary());
         self.known.submitted.get_or_insert_with(Instant::now);
         talk.tell(ToWorker::Submit(Submit { req: SUBMIT, spec, manifest, plan: false })).await?;
         let Accepted { status, known, .. } = answer(talk, |message| match message {

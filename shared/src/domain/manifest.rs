@@ -89,6 +89,23 @@ pub struct Entry {
     pub chunks: Vec<Chunk>,
 }
 
+/// What a manifest says of a file besides its chunks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Where it belongs.
+    pub path: RelPath,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Whether it is executable.
+    pub executable: bool,
+}
+
+impl From<&Entry> for Head {
+    fn from(entry: &Entry) -> Self {
+        Head { path: entry.path.clone(), size: entry.size, executable: entry.executable }
+    }
+}
+
 /// All files of a package, sorted by path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Manifest {
@@ -241,8 +258,8 @@ pub struct ChunkPlace {
     pub entry: usize,
     /// Offset in that file, in bytes.
     pub offset: u64,
-    /// The chunk.
-    pub chunk: Chunk,
+    /// Its length in bytes.
+    pub len: u32,
 }
 
 impl Manifest {
@@ -294,19 +311,17 @@ impl Manifest {
             hasher.update(&part);
             encoded_len += part.len() as u64;
         }
-        let (id, files) = (Hash(*hasher.finalize().as_bytes()), self.entries.len() as u32);
-        ManifestSummary { id, encoded_len, files, chunks: self.chunk_count(), bytes: self.bytes() }
+        self.summary_as(Hash(*hasher.finalize().as_bytes()), encoded_len)
     }
 
     /// The summary, given the encoded bytes.
     pub fn summary(&self, encoded: &[u8]) -> ManifestSummary {
-        ManifestSummary {
-            id: Hash::of(encoded),
-            encoded_len: encoded.len() as u64,
-            files: self.entries.len() as u32,
-            chunks: self.chunk_count(),
-            bytes: self.bytes(),
-        }
+        self.summary_as(Hash::of(encoded), encoded.len() as u64)
+    }
+
+    /// The summary, given the hash and the length of the encoded bytes.
+    pub fn summary_as(&self, id: Hash, encoded_len: u64) -> ManifestSummary {
+        ManifestSummary { id, encoded_len, files: self.entries.len() as u32, chunks: self.chunk_count(), bytes: self.bytes() }
     }
 
     /// Number of chunks of all files.
@@ -319,13 +334,13 @@ impl Manifest {
         self.entries.iter().map(|entry| entry.size).sum()
     }
 
-    /// All chunks in order: the position in this sequence is the chunk index of the wire.
-    pub fn places(&self) -> impl Iterator<Item = ChunkPlace> + '_ {
+    /// All chunks in order, each one's place and hash: the position in this sequence is the chunk index of the wire.
+    pub fn places(&self) -> impl Iterator<Item = (ChunkPlace, Hash)> + '_ {
         self.entries.iter().enumerate().flat_map(|(entry, file)| {
-            file.chunks.iter().scan(0u64, move |offset, &chunk| {
-                let place = ChunkPlace { entry, offset: *offset, chunk };
-                *offset += u64::from(chunk.len);
-                Some(place)
+            file.chunks.iter().scan(0u64, move |offset, &Chunk { hash, len }| {
+                let place = ChunkPlace { entry, offset: *offset, len };
+                *offset += u64::from(len);
+                Some((place, hash))
             })
         })
     }
@@ -376,7 +391,7 @@ mod tests {
     fn a_manifest_survives_its_encoding() {
         let manifest = Manifest::new(vec![entry("b", &[5, 6]), entry("a/x", &[]), entry("a/y", &[1])]).unwrap();
         assert_eq!(Manifest::decode(&manifest.encode()).unwrap(), manifest);
-        let places: Vec<_> = manifest.places().map(|p| (p.entry, p.offset, p.chunk.len)).collect();
+        let places: Vec<_> = manifest.places().map(|(place, _)| (place.entry, place.offset, place.len)).collect();
         assert_eq!(places, [(1, 0, 1), (2, 0, 5), (2, 5, 6)]);
     }
 

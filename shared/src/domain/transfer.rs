@@ -7,7 +7,7 @@
 //! * [`ManifestAssembly`]: pieces → a verified manifest
 //! * [`Windows`]: how many bytes each bulk connection may have under way
 //! * [`Challenge`], [`ProofKey`]: the proof that a sender has a chunk's bytes and not only its hash
-//! * [`Places`]: where each chunk of a manifest lies, by its index
+//! * [`Layout`]: where each chunk of a manifest lies, by its index
 //!
 //! Both sides are driven: they hold no socket, no file and no clock. What a connection loses is sent again; what is durable
 //! at the receiver never is.
@@ -20,7 +20,7 @@ mod receiving;
 mod sending;
 mod window;
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
 
 pub use assembly::ManifestAssembly;
 pub use chunk_set::{ChunkSet, ChunkSetAssembly, PIECE_CHUNKS, ranges_of};
@@ -30,7 +30,7 @@ pub use receiving::{Accepted, MAX_CONNECTIONS, Receiving, WholeChunk};
 pub use sending::{Next, Sending, unacked};
 pub use window::Windows;
 
-use super::manifest::{Chunk, ChunkPlace, Manifest};
+use super::manifest::{ChunkPlace, Manifest};
 
 /// How far a transfer has come, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,66 +53,71 @@ pub const BULK_CONNECTIONS: u32 = 96;
 /// Of a file's chunks, every so many have their offset noted; from there it is counted on.
 const NOTED: usize = 64;
 
-/// Where each chunk of a manifest lies: [`Manifest::places`] with an index, which takes a few bytes a file and next to nothing a chunk.
+/// How long each chunk of a manifest is, and so where it lies: a ninth of what the manifest takes, and enough for most of a transfer.
 #[derive(Debug, Clone)]
-pub struct Places {
-    manifest: Arc<Manifest>,
-    len: u32,
+pub struct Layout {
+    /// Of each chunk, in bytes.
+    lens: Vec<u32>,
     /// Of each entry: the index of its first chunk, and the number of offsets that are noted before it.
     firsts: Vec<(u32, u32)>,
     /// The offsets of each file's chunks [`NOTED`], 2 × [`NOTED`], …
     noted: Vec<u64>,
+    bytes: u64,
 }
 
-impl Places {
-    /// The places of this manifest's chunks.
-    pub fn new(manifest: Arc<Manifest>) -> Self {
+impl Layout {
+    /// That of this manifest's chunks.
+    pub fn new(manifest: &Manifest) -> Self {
+        let mut lens = Vec::with_capacity(manifest.chunk_count() as usize);
         let mut firsts = Vec::with_capacity(manifest.entries.len());
-        let (mut len, mut noted) = (0, Vec::new());
+        let mut noted = Vec::new();
         for entry in &manifest.entries {
-            firsts.push((len, noted.len() as u32));
-            len += entry.chunks.len() as u32;
+            firsts.push((lens.len() as u32, noted.len() as u32));
+            let first = lens.len();
+            lens.extend(entry.chunks.iter().map(|chunk| chunk.len));
             let mut offset = 0;
-            for run in entry.chunks.chunks_exact(NOTED) {
-                offset += length_of(run);
+            for run in lens[first..].chunks_exact(NOTED) {
+                offset += sum(run);
                 noted.push(offset);
             }
         }
-        Places { manifest, len, firsts, noted }
-    }
-
-    /// The manifest.
-    pub fn manifest(&self) -> &Arc<Manifest> {
-        &self.manifest
+        Layout { lens, firsts, noted, bytes: manifest.bytes() }
     }
 
     /// Number of chunks.
     pub fn len(&self) -> u32 {
-        self.len
+        self.lens.len() as u32
     }
 
     /// Whether there is no chunk at all: an empty manifest, or only empty files.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.lens.is_empty()
+    }
+
+    /// Total length of all files in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The place of a chunk; `None`: there is no such chunk.
     pub fn get(&self, index: u32) -> Option<ChunkPlace> {
-        let (entry, at) = self.find(index)?;
-        let chunks = &self.manifest.entries[entry].chunks;
-        let run = at / NOTED;
-        let noted = if run > 0 { self.noted[self.firsts[entry].1 as usize + run - 1] } else { 0 };
-        Some(ChunkPlace { entry, offset: noted + length_of(&chunks[run * NOTED..at]), chunk: chunks[at] })
+        let len = *self.lens.get(index as usize)?;
+        let entry = self.firsts.partition_point(|&(first, _)| first <= index) - 1;
+        let (first, noted) = self.firsts[entry];
+        let (run, after) = ((index - first) as usize / NOTED, (index - first) as usize % NOTED);
+        let before = if run > 0 { self.noted[noted as usize + run - 1] } else { 0 };
+        let index = index as usize;
+        Some(ChunkPlace { entry, offset: before + sum(&self.lens[index - after..index]), len })
     }
 
     /// The length of a chunk in bytes; 0: there is no such chunk.
     pub fn len_of(&self, index: u32) -> u64 {
-        self.find(index).map_or(0, |(entry, at)| u64::from(self.manifest.entries[entry].chunks[at].len))
+        self.lens.get(index as usize).map_or(0, |&len| u64::from(len))
     }
 
     /// The indices of an entry's chunks; empty for an empty file.
     pub fn of_entry(&self, entry: usize) -> Range<u32> {
-        let end = self.firsts.get(entry + 1).map_or(self.len, |&(first, _)| first);
+        let end = self.firsts.get(entry + 1).map_or(self.len(), |&(first, _)| first);
         self.firsts.get(entry).map_or(end, |&(first, _)| first)..end
     }
 
@@ -120,19 +125,10 @@ impl Places {
     pub fn bytes_of(&self, set: &ChunkSet) -> u64 {
         set.iter().map(|index| self.len_of(index)).sum()
     }
-
-    /// A chunk's entry, and which chunk of it it is.
-    fn find(&self, index: u32) -> Option<(usize, usize)> {
-        if index >= self.len {
-            return None;
-        }
-        let entry = self.firsts.partition_point(|&(first, _)| first <= index) - 1;
-        Some((entry, (index - self.firsts[entry].0) as usize))
-    }
 }
 
-fn length_of(chunks: &[Chunk]) -> u64 {
-    chunks.iter().map(|chunk| u64::from(chunk.len)).sum()
+fn sum(lens: &[u32]) -> u64 {
+    lens.iter().map(|&len| u64::from(len)).sum()
 }
 
 #[cfg(test)]

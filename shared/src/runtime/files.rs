@@ -1,7 +1,7 @@
 //! The sender's side of a transfer's files. Everything here blocks: call it where blocking is allowed.
 //!
 //! * [`Source`]: what to send: a folder, some files, the entries of a zip, or several of these together
-//! * [`Source::scan`]: cut and hash it all, on several cores → the [`Manifest`]; a [`ScanCache`] spares unchanged files
+//! * [`Source::scan`]: cut and hash it all, on several cores → the [`Manifest`](crate::domain::manifest::Manifest); a [`ScanCache`] spares unchanged files
 //! * [`Source::reader`]: the bytes of one chunk after the other, of a file that is still what the scan saw
 //!
 //! No file is ever held in memory. A source is opened below its folder (module `root`), so that whoever can write there (a job's
@@ -33,9 +33,10 @@ pub use reader::ChunkReader;
 pub(crate) use walk::WORK_FOLDER;
 
 use self::{archive::Archive, root::Root};
+use super::listing::Listing;
 use crate::domain::{
     error::{Code, Failure},
-    manifest::{Hash, Manifest},
+    manifest::Hash,
     path::RelPath,
 };
 
@@ -210,9 +211,9 @@ impl Source {
     /// Reads chunks of it by their places in the manifest that [`Source::scan`] made.
     ///
     /// # Errors
-    /// [`Code::Internal`] when the manifest is of another source.
-    pub fn reader(self: &Arc<Self>, manifest: Arc<Manifest>) -> Result<ChunkReader, Failure> {
-        ChunkReader::new(self.clone(), manifest)
+    /// [`Code::Internal`] when the listing is of another source.
+    pub fn reader(self: &Arc<Self>, listing: Arc<Listing>) -> Result<ChunkReader, Failure> {
+        ChunkReader::new(self.clone(), listing)
     }
 
     fn of(mut items: Vec<Item>, named: Vec<PathBuf>) -> Result<Source, Failure> {

@@ -1,7 +1,7 @@
 //! What every program does with sockets, disk and signals.
 //!
 //! * every program (feature `process`): [`config`], [`shutdown`], [`telemetry`]
-//! * peers (feature `runtime`), never the signaling server: `identity`, `seal`, `signal`, `peer`, `link`, `files`, `store`, `transfer`, `probe`
+//! * peers (feature `runtime`), never the signaling server: `identity`, `seal`, `signal`, `peer`, `link`, `files`, `listing`, `store`, `transfer`, `probe`
 
 pub mod config;
 pub mod shutdown;
@@ -13,6 +13,8 @@ pub mod files;
 pub mod identity;
 #[cfg(feature = "runtime")]
 pub mod link;
+#[cfg(feature = "runtime")]
+pub mod listing;
 #[cfg(feature = "runtime")]
 pub mod network_changes;
 #[cfg(feature = "runtime")]

@@ -246,18 +246,20 @@ impl Jobs {
         Ok((job.dir.journal(), job.appended.subscribe()))
     }
 
-    /// The folder of a job's results and their manifest's bytes.
+    /// The directory of a job that has results, and their manifest's bytes.
     ///
     /// # Errors
     /// [`Code::JobNotFound`], [`Code::WrongState`] when there are none yet, [`Code::BadFile`].
-    pub fn results(&self, id: &JobId) -> Result<(PathBuf, ManifestSummary, Vec<u8>), Failure> {
+    pub fn results(&self, id: &JobId) -> Result<(JobDir, Vec<u8>), Failure> {
         let table = self.table();
         let job = table.job(id)?;
-        let summary = job.record.results.ok_or_else(|| Failure::new(Code::WrongState, "the job has no results that can be fetched yet"))?;
+        if job.record.results.is_none() {
+            return Err(Failure::new(Code::WrongState, "the job has no results that can be fetched yet"));
+        }
         let path = job.dir.results_manifest();
         let bytes =
             std::fs::read(&path).map_err(|error| Failure::new(Code::BadFile, format!("{} cannot be read: {error}", path.display())))?;
-        Ok((job.dir.results(), summary, bytes))
+        Ok((job.dir.clone(), bytes))
     }
 
     /// The results of a job have arrived at a client.

@@ -25,11 +25,12 @@ use shared::{
             Accepted, BulkCandidate, BulkSdp, Bye, CheckpointWish, Control, ControlState, FileMeta, FileRefused, Hello, JobList, JobRef,
             PLAN_TRANSFER, PROTOCOL, Ping, Refused, Req, Step, Submit, ToClient, ToWorker, TransferId, Watch, Welcome, WorkerInfo,
         },
-        transfer::{MAX_CONNECTIONS, Places, Progress},
+        transfer::{MAX_CONNECTIONS, Progress},
     },
     runtime::{
         files::Source,
         link::{Carrier, Description, Link, Port, answer_bulk, ports},
+        listing::Listing,
         network_changes::NetworkChanges,
         peer::{Channel, ChannelSender, PeerOptions},
         store::Store,
@@ -550,17 +551,16 @@ impl Session {
 
     fn fetch(&mut self, fetch: JobRef) -> Result<(), Failure> {
         self.may_submit()?;
-        let (folder, summary, encoded) = self.desk.jobs.results(&fetch.job)?;
+        let (dir, encoded) = self.desk.jobs.results(&fetch.job)?;
         self.end_checkpoint();
         let transfer = self.number_transfer()?;
         let steps = self.step_port(transfer);
         let (pool, job) = (self.pool.clone(), fetch.job);
         self.tasks.spawn(async move {
             let opening = tokio::task::spawn_blocking(move || -> Result<Outgoing, Failure> {
-                let manifest = Arc::new(Manifest::decode(&encoded)?);
-                let reader = Arc::new(Source::folder(&folder)?).reader(manifest.clone())?;
-                let places = Arc::new(Places::new(manifest));
-                Ok(Outgoing { transfer, job, summary, places, reader: Box::new(reader), session: None })
+                let listing = Arc::new(Listing::new(&Manifest::decode(&encoded)?, dir.root()));
+                let reader = Arc::new(Source::folder(&dir.results())?).reader(listing.clone())?;
+                Ok(Outgoing { transfer, job, listing, reader: Box::new(reader), session: None })
             });
             let sending = async {
                 let outgoing =

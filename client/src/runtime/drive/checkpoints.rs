@@ -132,6 +132,6 @@ impl Drive {
         let state = self.known.status.as_ref().map(|status| status.state);
         let went_well = matches!(state, Some(JobState::Ended { outcome: Outcome::Completed | Outcome::Stopped }));
         let place = Place::new(Path::new(&saved.path), &self.job()?);
-        Ok(checkpoints::clean_up(place, saved.manifest.clone(), went_well).await)
+        Ok(checkpoints::clean_up(place, saved.listing.clone(), went_well).await)
     }
 }

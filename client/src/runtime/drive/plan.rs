@@ -45,7 +45,7 @@ impl Drive {
         let answer = ask(talk, submission).await?;
         let speed = if answer.probe > 0 { measure(talk, answer.probe).await } else { None };
         let route = talk.route().await;
-        let (name, summary) = (submission.spec.name.clone(), submission.summary);
+        let (name, summary) = (submission.spec.name.clone(), submission.listing.summary());
         let refused = answer.refused.clone();
         let plan = Plan::of_answer(name, summary.files, summary.bytes, answer, speed, route);
         self.tell(Event::Plan(Box::new(plan))).await;
@@ -62,8 +62,8 @@ impl Drive {
             job: job.clone(),
             name: submission.spec.name.clone(),
             known,
-            files: submission.summary.files,
-            bytes: submission.summary.bytes,
+            files: submission.listing.summary().files,
+            bytes: submission.listing.summary().bytes,
             already_there,
             to_send,
             disk_free: self.known.disk_free,
@@ -80,7 +80,7 @@ impl Drive {
 }
 
 async fn ask(talk: &mut Conversation, submission: &Submission) -> Result<message::Plan, Failure> {
-    let (spec, manifest) = (submission.spec.clone(), submission.summary);
+    let (spec, manifest) = (submission.spec.clone(), submission.listing.summary());
     talk.tell(ToWorker::Submit(Submit { req: SUBMIT, spec, manifest, plan: true })).await?;
     let first = answer(talk, |message| match message {
         ToClient::Planning(request) if request.req == SUBMIT => Some(Ok(None)),
@@ -94,13 +94,16 @@ async fn ask(talk: &mut Conversation, submission: &Submission) -> Result<message
         return Ok(*plan);
     }
     let pool = talk.pool();
-    let patience = ANSWER + Duration::from_secs(submission.summary.encoded_len / SLOWEST);
+    let patience = ANSWER + Duration::from_secs(submission.listing.summary().encoded_len / SLOWEST);
     let plan = answer_within(talk, patience, |message| match message {
         ToClient::Plan(plan) if plan.req == SUBMIT => Some(Ok(plan)),
         ToClient::Refused(refused) if refused.req == SUBMIT => Some(Err(refused.failure)),
         _ => None,
     });
-    while_sending(send_plan(&pool, submission.places.manifest()), plan).await.map(|plan| *plan)
+    tokio::select! {
+        plan = plan => plan.map(|plan| *plan),
+        failure = send_plan(&pool, &submission.listing) => Err(failure),
+    }
 }
 
 /// A worker of the time before plans does not look at the word.

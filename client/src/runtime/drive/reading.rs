@@ -5,13 +5,11 @@
 use std::{path::PathBuf, pin::pin, sync::Arc};
 
 use shared::{
-    domain::{
-        error::{Code, Failure},
-        transfer::Places,
-    },
+    domain::error::{Code, Failure},
     runtime::{
         files::{ScanCache, Source},
         link::Link,
+        listing::Listing,
     },
 };
 use tokio::{
@@ -52,6 +50,7 @@ impl Reading {
         events: &mpsc::Sender<Event>,
     ) -> Result<Self, Failure> {
         let Package { input, extra, spec, .. } = package;
+        let cache = scans.clone();
         let opening = spawn_blocking(move || -> Result<Source, Failure> {
             let source = match input {
                 PackageInput::Folder(path) => Source::folder(&path)?,
@@ -59,7 +58,7 @@ impl Reading {
                 PackageInput::Zip(path) => Source::zip(&path)?,
             };
             let source = if extra.is_empty() { source } else { source.and(Source::files(extra)?)? };
-            Ok(source.with_cache(ScanCache::new(scans)))
+            Ok(source.with_cache(ScanCache::new(cache)))
         });
         let source = Arc::new(opening.await.map_err(|error| died(&error))??);
         let (stop, bytes) = (CancellationToken::new(), source.bytes());
@@ -74,9 +73,8 @@ impl Reading {
                     let _ = events.try_send(Event::Scanning { bytes, total });
                 }
             };
-            let manifest = Arc::new(source.scan(&mut progress, &cancel)?);
-            let summary = manifest.summarize();
-            Ok(Submission { source, summary, places: Arc::new(Places::new(manifest)), spec, again })
+            let listing = Arc::new(Listing::new(&source.scan(&mut progress, &cancel)?, &scans));
+            Ok(Submission { source, listing, spec, again })
         });
         Ok(Reading { work, bytes, _stop: stop.drop_guard() })
     }
@@ -135,7 +133,7 @@ impl Drive {
 
     /// The length of the package that is to be sent, in bytes.
     pub(super) fn package_bytes(&self) -> u64 {
-        let read = self.submission.as_ref().map(|submission| submission.summary.bytes);
+        let read = self.submission.as_ref().map(|submission| submission.listing.summary().bytes);
         read.or(self.reading.as_ref().map(|reading| reading.bytes)).unwrap_or(0)
     }
 

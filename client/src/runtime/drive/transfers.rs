@@ -80,15 +80,9 @@ impl Transfers {
     }
 
     pub(super) fn start_upload(&mut self, submission: &Submission, job: JobId, talk: &Conversation) -> Result<(), Failure> {
-        let reader = submission.source.reader(submission.places.manifest().clone())?;
-        let outgoing = Outgoing {
-            transfer: UPLOAD,
-            job,
-            summary: submission.summary,
-            places: submission.places.clone(),
-            reader: Box::new(reader),
-            session: Some(talk.secret()),
-        };
+        let reader = submission.source.reader(submission.listing.clone())?;
+        let outgoing =
+            Outgoing { transfer: UPLOAD, job, listing: submission.listing.clone(), reader: Box::new(reader), session: Some(talk.secret()) };
         let (progress_tx, progress) = watch::channel(Progress::default());
         self.upload = progress;
         self.uploading = Some(Instant::now());
@@ -191,10 +185,10 @@ impl Drive {
                 self.known.saved = true;
                 let began = transfers.downloading.take().unwrap_or_else(Instant::now);
                 let elapsed_ms = began.elapsed().as_millis() as u64;
-                let already_here = saved.manifest.bytes().saturating_sub(transfers.download.borrow().needed_bytes);
+                let already_here = saved.listing.summary().bytes.saturating_sub(transfers.download.borrow().needed_bytes);
                 let kept = self.clean_up_checkpoints(&saved).await?;
-                let bytes = saved.manifest.bytes();
-                let files = saved.manifest.entries.iter().map(|entry| entry.path.to_string()).collect();
+                let bytes = saved.listing.summary().bytes;
+                let files = saved.listing.heads().iter().map(|head| head.path.to_string()).collect();
                 self.tell(Event::Downloaded { path: saved.path, files, bytes, already_here, elapsed_ms }).await;
                 for path in kept {
                     let message = format!("the checkpoint in {} is not among the results and is kept", path.display());

@@ -10,7 +10,7 @@ use std::{collections::HashMap, mem, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 
-use super::{BULK_CONNECTIONS, ChunkSet, Places, Progress};
+use super::{BULK_CONNECTIONS, ChunkSet, Layout, Progress};
 use crate::domain::{
     error::{Code, Failure},
     frame::{FrameHeader, FrameKind},
@@ -25,7 +25,7 @@ const FORGIVEN_AFTER: u32 = 1000;
 /// lost ones that this side has not noticed yet.
 pub const MAX_CONNECTIONS: usize = BULK_CONNECTIONS as usize + 32;
 
-/// A chunk that arrived whole and has its hash.
+/// A chunk's bytes, all of them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WholeChunk {
     /// Its index.
@@ -47,10 +47,12 @@ impl std::fmt::Debug for WholeChunk {
 pub enum Accepted {
     /// The chunk is not whole yet.
     More,
-    /// The chunk is whole and verified: write it, and say [`Receiving::stored`] once it is durable.
+    /// The chunk is whole: see whether it is what it should be with [`Receiving::verify`].
     Whole(WholeChunk),
-    /// The chunk is whole and compressed: decompress it, and hand it to [`Receiving::accept_decompressed`].
+    /// The chunk is whole and compressed: decompress it, and verify it then. What cannot be decompressed is as good as empty.
     Compressed(WholeChunk),
+    /// The chunk has its hash: write it, and say [`Receiving::stored`] once it is durable.
+    Verified(WholeChunk),
     /// The chunk arrived damaged: ask for it again.
     Corrupt(u32),
     /// The chunk was here already (its connection was lost after it arrived): nothing to do. It may be acked again only if
@@ -102,7 +104,7 @@ impl Content {
 /// Which chunks are missing, and the chunks that are just arriving.
 #[derive(Debug)]
 pub struct Receiving {
-    places: Arc<Places>,
+    layout: Arc<Layout>,
     missing: ChunkSet,
     handed: ChunkSet,
     /// Every chunk that was ever asked for: what may arrive.
@@ -115,10 +117,10 @@ pub struct Receiving {
 
 impl Receiving {
     /// Receives what is not `present` (a set over the same manifest).
-    pub fn new(places: Arc<Places>, present: &ChunkSet) -> Self {
-        debug_assert_eq!(places.len(), present.len(), "the set belongs to the manifest");
+    pub fn new(layout: Arc<Layout>, present: &ChunkSet) -> Self {
+        debug_assert_eq!(layout.len(), present.len(), "the set belongs to the manifest");
         let missing = present.complement();
-        let progress = Progress { total_bytes: places.manifest().bytes(), needed_bytes: places.bytes_of(&missing), ..Progress::default() };
+        let progress = Progress { total_bytes: layout.bytes(), needed_bytes: layout.bytes_of(&missing), ..Progress::default() };
         Receiving {
             asked: missing.clone(),
             handed: ChunkSet::new(missing.len()),
@@ -127,7 +129,7 @@ impl Receiving {
             strikes: 0,
             good_in_a_row: 0,
             progress,
-            places,
+            layout,
         }
     }
 
@@ -148,7 +150,7 @@ impl Receiving {
             FrameKind::Manifest | FrameKind::Probe | FrameKind::Proof => return Err(refused("it belongs to no chunk")),
         };
         let mut assembly = match self.assemblies.remove(&connection) {
-            Some(assembly) if assembly.index == index && compressed.unwrap_or(assembly.place.chunk.len) == assembly.len => assembly,
+            Some(assembly) if assembly.index == index && compressed.unwrap_or(assembly.place.len) == assembly.len => assembly,
             Some(_) => return Err(refused("it begins a chunk before the last one ended")),
             None => self.begin(index, compressed)?,
         };
@@ -212,18 +214,18 @@ impl Receiving {
     }
 
     fn begin(&self, index: u32, compressed: Option<u32>) -> Result<Assembly, Failure> {
-        let place = self.places.get(index).filter(|_| self.asked.contains(index)).ok_or_else(|| refused("nobody asked for its chunk"))?;
+        let place = self.layout.get(index).filter(|_| self.asked.contains(index)).ok_or_else(|| refused("nobody asked for its chunk"))?;
         if self.assemblies.len() >= MAX_CONNECTIONS {
             return Err(refused("too many connections bring chunks at once"));
         }
-        let len = compressed.unwrap_or(place.chunk.len);
-        if compressed.is_some_and(|len| len == 0 || len >= place.chunk.len) {
+        let len = compressed.unwrap_or(place.len);
+        if compressed.is_some_and(|len| len == 0 || len >= place.len) {
             return Err(refused("compressed, it would not be shorter"));
         }
         Ok(Assembly { index, place, len, received: 0, bytes: Content::One(Bytes::new()) })
     }
 
-    fn complete(&mut self, assembly: Assembly) -> Result<Accepted, Failure> {
+    fn complete(&self, assembly: Assembly) -> Result<Accepted, Failure> {
         let Assembly { index, place, len, mut bytes, .. } = assembly;
         let bytes = bytes.whole();
         // It may have arrived on another connection while this one was bringing it, or been lost while this copy was skipped.
@@ -231,23 +233,19 @@ impl Receiving {
             return Ok(if self.missing.contains(index) { Accepted::Corrupt(index) } else { Accepted::Known(index) });
         }
         let chunk = WholeChunk { index, place, bytes };
-        if len < place.chunk.len { Ok(Accepted::Compressed(chunk)) } else { self.verify(chunk) }
+        Ok(if len < place.len { Accepted::Compressed(chunk) } else { Accepted::Whole(chunk) })
     }
 
-    /// Takes a chunk that arrived compressed, decompressed; what cannot be decompressed is as good as empty.
+    /// Compares a whole chunk with the hash that it should have.
     ///
     /// # Errors
-    /// As [`Receiving::accept_piece`].
-    pub fn accept_decompressed(&mut self, chunk: WholeChunk) -> Result<Accepted, Failure> {
-        if !self.missing.contains(chunk.index) {
-            return Ok(Accepted::Known(chunk.index));
-        }
-        self.verify(chunk)
-    }
-
-    fn verify(&mut self, chunk: WholeChunk) -> Result<Accepted, Failure> {
+    /// [`Code::NotAuthentic`] when too many chunks were damaged. The transfer is over then.
+    pub fn verify(&mut self, chunk: WholeChunk, hash: &Hash) -> Result<Accepted, Failure> {
         let WholeChunk { index, place, bytes } = chunk;
-        if Hash::of(&bytes) != place.chunk.hash {
+        if !self.missing.contains(index) {
+            return Ok(Accepted::Known(index));
+        }
+        if Hash::of(&bytes) != *hash {
             return self.strike(index);
         }
         self.good_in_a_row += 1;
@@ -257,8 +255,8 @@ impl Receiving {
         }
         self.missing.remove(index);
         self.handed.insert(index);
-        self.progress.in_flight += u64::from(place.chunk.len);
-        Ok(Accepted::Whole(WholeChunk { index, place, bytes }))
+        self.progress.in_flight += u64::from(place.len);
+        Ok(Accepted::Verified(WholeChunk { index, place, bytes }))
     }
 
     fn strike(&mut self, index: u32) -> Result<Accepted, Failure> {
@@ -275,7 +273,7 @@ impl Receiving {
     }
 
     fn len_of(&self, index: u32) -> u64 {
-        self.places.len_of(index)
+        self.layout.len_of(index)
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{ChunkSet, Places, Progress};
+use super::{ChunkSet, Layout, Progress};
 use crate::domain::{
     error::{Code, Failure},
     manifest::{ChunkPlace, MAX_CHUNK},
@@ -40,7 +40,7 @@ pub enum Next {
 /// Which chunks to send, on which connection, and when.
 #[derive(Debug)]
 pub struct Sending {
-    places: Arc<Places>,
+    layout: Arc<Layout>,
     needed: ChunkSet,
     queued: ChunkSet,
     /// No queued chunk lies before it.
@@ -61,10 +61,10 @@ impl Sending {
     ///
     /// # Errors
     /// [`Code::InvalidRequest`] when the set belongs to another manifest.
-    pub fn new(places: Arc<Places>, needed: ChunkSet, window: u64) -> Result<Self, Failure> {
-        check_len(&places, &needed)?;
-        let empty = ChunkSet::new(places.len());
-        let progress = Progress { total_bytes: places.manifest().bytes(), needed_bytes: places.bytes_of(&needed), ..Progress::default() };
+    pub fn new(layout: Arc<Layout>, needed: ChunkSet, window: u64) -> Result<Self, Failure> {
+        check_len(&layout, &needed)?;
+        let empty = ChunkSet::new(layout.len());
+        let progress = Progress { total_bytes: layout.bytes(), needed_bytes: layout.bytes_of(&needed), ..Progress::default() };
         Ok(Sending {
             queued: needed.clone(),
             needed,
@@ -75,18 +75,18 @@ impl Sending {
             acked: empty,
             window: window.max(u64::from(MAX_CHUNK)),
             progress,
-            places,
+            layout,
         })
     }
 
     /// What to send next, on a connection that is found once it has been read. Chunks go out in order, so that files are read from
     /// front to back.
     pub fn take(&mut self) -> Next {
-        let Some((index, place)) = self.queued.next(self.cursor).and_then(|index| Some((index, self.places.get(index)?))) else {
+        let Some((index, place)) = self.queued.next(self.cursor).and_then(|index| Some((index, self.layout.get(index)?))) else {
             return Next::AllSent;
         };
         self.cursor = index;
-        let len = u64::from(place.chunk.len);
+        let len = u64::from(place.len);
         if self.progress.in_flight + len > self.window || self.flight.len() >= MAX_IN_FLIGHT {
             return Next::Wait;
         }
@@ -131,7 +131,7 @@ impl Sending {
     pub fn acked(&mut self, ranges: &[(u32, u32)]) -> Result<(), Failure> {
         let refused = |why: &str| Err(Failure::new(Code::InvalidRequest, format!("an acknowledgement is not acceptable: {why}")));
         let ordered = ranges.iter().all(|(first, last)| first <= last) && ranges.windows(2).all(|pair| pair[0].1 < pair[1].0);
-        if !ordered || ranges.last().is_some_and(|&(_, last)| last >= self.places.len()) {
+        if !ordered || ranges.last().is_some_and(|&(_, last)| last >= self.layout.len()) {
             return refused("its ranges are out of order or out of bounds");
         }
         if ranges.iter().flat_map(|&(first, last)| first..=last).any(|index| !self.sent.contains(index)) {
@@ -153,7 +153,7 @@ impl Sending {
     /// # Errors
     /// [`Code::InvalidRequest`] when the set belongs to another manifest.
     pub fn asked_again(&mut self, set: &ChunkSet) -> Result<(), Failure> {
-        check_len(&self.places, set)?;
+        check_len(&self.layout, set)?;
         for index in set.iter() {
             self.land(index);
             self.asked_again.insert(index);
@@ -199,7 +199,7 @@ impl Sending {
     }
 
     fn len_of(&self, index: u32) -> u64 {
-        self.places.len_of(index)
+        self.layout.len_of(index)
     }
 
     /// The chunk is no longer under way.
@@ -215,8 +215,8 @@ impl Sending {
     }
 }
 
-fn check_len(places: &Places, set: &ChunkSet) -> Result<(), Failure> {
-    if set.len() == places.len() {
+fn check_len(layout: &Layout, set: &ChunkSet) -> Result<(), Failure> {
+    if set.len() == layout.len() {
         return Ok(());
     }
     Err(Failure::new(Code::InvalidRequest, "the list of missing chunks belongs to another package"))

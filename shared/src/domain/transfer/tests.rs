@@ -1,6 +1,9 @@
 //! Both sides of a transfer against each other, over connections that lose and damage what they carry.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -17,7 +20,7 @@ fn content(index: u32, len: u32) -> Vec<u8> {
     vec![index as u8; len as usize]
 }
 
-fn places(files: &[Vec<u32>]) -> Arc<Places> {
+fn manifest(files: &[Vec<u32>]) -> Manifest {
     let mut index = 0;
     let entries = files
         .iter()
@@ -32,43 +35,60 @@ fn places(files: &[Vec<u32>]) -> Arc<Places> {
             Entry { path: format!("f{n:04}").parse().unwrap(), size, executable: false, chunks }
         })
         .collect();
-    Arc::new(Places::new(Arc::new(Manifest::new(entries).unwrap())))
+    Manifest::new(entries).unwrap()
 }
 
+fn layout(files: &[Vec<u32>]) -> Arc<Layout> {
+    Arc::new(Layout::new(&manifest(files)))
+}
+
+/// Takes a piece, and verifies what is whole.
 fn accept(receiving: &mut Receiving, connection: u32, header: FrameHeader, piece: &[u8]) -> Result<Accepted, Failure> {
-    receiving.accept_piece(connection, header, Bytes::copy_from_slice(piece))
+    match receiving.accept_piece(connection, header, Bytes::copy_from_slice(piece))? {
+        Accepted::Whole(chunk) => verify(receiving, chunk),
+        other => Ok(other),
+    }
+}
+
+fn verify(receiving: &mut Receiving, chunk: WholeChunk) -> Result<Accepted, Failure> {
+    let hash = Hash::of(&content(chunk.index, chunk.place.len));
+    receiving.verify(chunk, &hash)
 }
 
 fn piece(index: u32, offset: u32) -> FrameHeader {
     FrameHeader { transfer: 1, kind: FrameKind::Chunk(index), offset }
 }
 
-#[test]
-fn places_find_every_chunk() {
-    let places = places(&[vec![], vec![5, 6], vec![], vec![7], vec![]]);
-    let indexed: Vec<_> = (0..places.len()).map(|index| places.get(index).unwrap()).collect();
-    assert!(places.manifest().places().eq(indexed));
-    assert_eq!(places.get(3), None);
-    assert_eq!((0..5).map(|entry| places.of_entry(entry)).collect::<Vec<_>>(), [0..0, 0..2, 2..2, 2..3, 3..3]);
+fn indexed(layout: &Layout) -> impl Iterator<Item = ChunkPlace> {
+    (0..layout.len()).map(|index| layout.get(index).unwrap())
 }
 
 #[test]
-fn places_find_every_chunk_of_long_files() {
+fn a_layout_finds_every_chunk() {
+    let manifest = manifest(&[vec![], vec![5, 6], vec![], vec![7], vec![]]);
+    let layout = Layout::new(&manifest);
+    assert!(manifest.places().map(|(place, _)| place).eq(indexed(&layout)));
+    assert_eq!(layout.get(3), None);
+    assert_eq!((0..5).map(|entry| layout.of_entry(entry)).collect::<Vec<_>>(), [0..0, 0..2, 2..2, 2..3, 3..3]);
+}
+
+#[test]
+fn a_layout_finds_every_chunk_of_long_files() {
     let lens = |count: u32| (0..count).map(|n| n % 7 + 1).collect::<Vec<_>>();
     let noted = NOTED as u32;
     let files = [lens(noted), lens(2), lens(noted - 1), lens(noted + 1), vec![], lens(3 * noted + 5), lens(2 * noted)];
-    let places = places(&files);
-    let indexed: Vec<_> = (0..places.len()).map(|index| places.get(index).unwrap()).collect();
-    assert!(places.manifest().places().eq(indexed.iter().copied()));
-    assert!((0..places.len()).all(|index| places.len_of(index) == u64::from(indexed[index as usize].chunk.len)));
-    assert_eq!((places.get(places.len()), places.len_of(places.len())), (None, 0));
-    assert_eq!(places.bytes_of(&ChunkSet::full(places.len())), places.manifest().bytes());
+    let manifest = manifest(&files);
+    let layout = Layout::new(&manifest);
+    assert!(manifest.places().map(|(place, _)| place).eq(indexed(&layout)));
+    assert!((0..layout.len()).all(|index| layout.len_of(index) == u64::from(layout.get(index).unwrap().len)));
+    assert_eq!((layout.get(layout.len()), layout.len_of(layout.len())), (None, 0));
+    assert_eq!((layout.bytes_of(&ChunkSet::full(layout.len())), layout.bytes()), (manifest.bytes(), manifest.bytes()));
 }
 
 #[test]
 fn the_window_holds_and_acks_open_it() {
-    let places = places(&[vec![MAX_CHUNK; 3]]);
-    let mut sending = Sending::new(places.clone(), ChunkSet::full(3), 1).unwrap();
+    let layout = layout(&[vec![MAX_CHUNK; 3]]);
+    let mut sending = Sending::new(layout.clone(), ChunkSet::full(3), 1).unwrap();
     assert!(matches!(sending.next(0), Next::Chunk(0, _)));
     assert_eq!(sending.next(0), Next::Wait);
     assert_eq!(sending.acked(&[(1, 1)]).unwrap_err().code, Code::InvalidRequest);
@@ -88,7 +108,7 @@ fn the_window_holds_and_acks_open_it() {
 
 #[test]
 fn an_ack_that_comes_after_its_connection_was_lost_counts() {
-    let mut sending = Sending::new(places(&[vec![10, 10]]), ChunkSet::full(2), 1 << 20).unwrap();
+    let mut sending = Sending::new(layout(&[vec![10, 10]]), ChunkSet::full(2), 1 << 20).unwrap();
     assert!(matches!(sending.next(0), Next::Chunk(0, _)));
     sending.connection_lost(0);
     sending.acked(&[(0, 0)]).unwrap();
@@ -97,25 +117,25 @@ fn an_ack_that_comes_after_its_connection_was_lost_counts() {
 
 #[test]
 fn pieces_that_nobody_asked_for_are_refused() {
-    let places = places(&[vec![10, 10]]);
+    let layout = layout(&[vec![10, 10]]);
     let mut present = ChunkSet::new(2);
     present.insert(0);
     let fails =
-        |header: FrameHeader, piece: &[u8]| accept(&mut Receiving::new(places.clone(), &present), 0, header, piece).unwrap_err().code;
+        |header: FrameHeader, piece: &[u8]| accept(&mut Receiving::new(layout.clone(), &present), 0, header, piece).unwrap_err().code;
     for (index, offset, bytes) in [(0, 0, 10), (2, 0, 10), (1, 0, 11), (1, 5, 5), (1, 0, 0)] {
         assert_eq!(fails(piece(index, offset), &vec![1; bytes]), Code::InvalidRequest, "{index} {offset} {bytes}");
     }
     let manifest = FrameHeader { kind: FrameKind::Manifest, ..piece(0, 0) };
     assert_eq!(fails(manifest, &[1]), Code::InvalidRequest);
-    let mut receiving = Receiving::new(places.clone(), &ChunkSet::new(2));
+    let mut receiving = Receiving::new(layout.clone(), &ChunkSet::new(2));
     assert_eq!(accept(&mut receiving, 0, piece(0, 0), &[0; 4]).unwrap(), Accepted::More);
     assert!(accept(&mut receiving, 0, piece(1, 0), &[1; 4]).is_err());
 }
 
 #[test]
 fn three_damaged_chunks_end_it_and_many_good_ones_forgive() {
-    let places = places(&[vec![1; 3000]]);
-    let mut receiving = Receiving::new(places.clone(), &ChunkSet::new(3000));
+    let layout = layout(&[vec![1; 3000]]);
+    let mut receiving = Receiving::new(layout.clone(), &ChunkSet::new(3000));
     let good = |receiving: &mut Receiving, index: u32| accept(receiving, 0, piece(index, 0), &content(index, 1));
     let bad = |receiving: &mut Receiving, index: u32| accept(receiving, 0, piece(index, 0), &[index as u8 ^ 1]);
     for index in 0..3000 {
@@ -123,17 +143,17 @@ fn three_damaged_chunks_end_it_and_many_good_ones_forgive() {
             assert_eq!(bad(&mut receiving, index).unwrap(), Accepted::Corrupt(index));
             assert!(receiving.needed().contains(index));
         }
-        assert!(matches!(good(&mut receiving, index).unwrap(), Accepted::Whole(_)));
+        assert!(matches!(good(&mut receiving, index).unwrap(), Accepted::Verified(_)));
     }
-    let mut receiving = Receiving::new(places, &ChunkSet::new(3000));
+    let mut receiving = Receiving::new(layout, &ChunkSet::new(3000));
     assert!(bad(&mut receiving, 0).is_ok() && bad(&mut receiving, 0).is_ok());
     assert_eq!(bad(&mut receiving, 7).unwrap_err().code, Code::NotAuthentic);
 }
 
 #[test]
 fn a_compressed_chunk_counts_once_it_is_decompressed_and_has_its_hash() {
-    let places = places(&[vec![10, 10]]);
-    let mut receiving = Receiving::new(places, &ChunkSet::new(2));
+    let layout = layout(&[vec![10, 10]]);
+    let mut receiving = Receiving::new(layout, &ChunkSet::new(2));
     let header = |index, len, offset| FrameHeader { kind: FrameKind::Compressed { index, len }, ..piece(0, offset) };
     for len in [0, 10, 11] {
         assert_eq!(accept(&mut receiving, 0, header(0, len, 0), &[9; 1]).unwrap_err().code, Code::InvalidRequest, "{len}");
@@ -143,24 +163,24 @@ fn a_compressed_chunk_counts_once_it_is_decompressed_and_has_its_hash() {
     assert_eq!(accept(&mut receiving, 1, header(0, 3, 0), &[9; 2]).unwrap(), Accepted::More);
     let Accepted::Compressed(chunk) = accept(&mut receiving, 1, header(0, 3, 2), &[9; 1]).unwrap() else { panic!("it is whole") };
     assert_eq!((chunk.index, &chunk.bytes[..]), (0, &[9; 3][..]));
-    assert_eq!(receiving.accept_decompressed(WholeChunk { bytes: Bytes::new(), ..chunk.clone() }).unwrap(), Accepted::Corrupt(0));
+    assert_eq!(verify(&mut receiving, WholeChunk { bytes: Bytes::new(), ..chunk.clone() }).unwrap(), Accepted::Corrupt(0));
     let whole = WholeChunk { bytes: content(0, 10).into(), ..chunk };
-    assert_eq!(receiving.accept_decompressed(whole.clone()).unwrap(), Accepted::Whole(whole.clone()));
-    assert_eq!(receiving.accept_decompressed(whole).unwrap(), Accepted::Known(0));
+    assert_eq!(verify(&mut receiving, whole.clone()).unwrap(), Accepted::Verified(whole.clone()));
+    assert_eq!(verify(&mut receiving, whole).unwrap(), Accepted::Known(0));
 }
 
 #[test]
 fn what_was_damaged_on_disk_travels_again() {
-    let places = places(&[vec![10, 10]]);
+    let layout = layout(&[vec![10, 10]]);
     let mut present = ChunkSet::new(2);
     present.insert(0);
-    let mut receiving = Receiving::new(places.clone(), &present);
-    let mut sending = Sending::new(places, receiving.needed().clone(), 1 << 20).unwrap();
+    let mut receiving = Receiving::new(layout.clone(), &present);
+    let mut sending = Sending::new(layout.clone(), receiving.needed().clone(), 1 << 20).unwrap();
     for expected in [1, 0] {
         let Next::Chunk(index, place) = sending.next(0) else { panic!("a chunk is due") };
         assert_eq!(index, expected);
-        let whole = accept(&mut receiving, 0, piece(index, 0), &content(index, place.chunk.len)).unwrap();
-        assert!(matches!(whole, Accepted::Whole(chunk) if chunk.index == index));
+        let whole = accept(&mut receiving, 0, piece(index, 0), &content(index, place.len)).unwrap();
+        assert!(matches!(whole, Accepted::Verified(chunk) if chunk.index == index));
         assert!(!receiving.is_stored(index));
         assert!(receiving.stored(index) && !receiving.stored(index));
         assert!(receiving.is_stored(index));
@@ -213,7 +233,7 @@ struct Reply {
 
 /// Two sides, four connections, and a count of what each chunk went through.
 struct Pair {
-    places: Arc<Places>,
+    layout: Arc<Layout>,
     sending: Sending,
     receiving: Receiving,
     wires: HashMap<u32, VecDeque<(FrameHeader, Vec<u8>)>>,
@@ -226,20 +246,20 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(places: Arc<Places>, present: &ChunkSet, window: u64) -> Self {
-        let receiving = Receiving::new(places.clone(), present);
-        let sending = Sending::new(places.clone(), receiving.needed().clone(), window).unwrap();
-        let stored = (0..places.len()).map(|index| u32::from(present.contains(index))).collect();
+    fn new(layout: Arc<Layout>, present: &ChunkSet, window: u64) -> Self {
+        let receiving = Receiving::new(layout.clone(), present);
+        let sending = Sending::new(layout.clone(), receiving.needed().clone(), window).unwrap();
+        let stored = (0..layout.len()).map(|index| u32::from(present.contains(index))).collect();
         let (wires, unsynced, replies) = Default::default();
-        Pair { places, sending, receiving, wires, unsynced, replies, stored, sent_bytes: 0, losses: 0, damages: 0 }
+        Pair { layout, sending, receiving, wires, unsynced, replies, stored, sent_bytes: 0, losses: 0, damages: 0 }
     }
 
     /// `false`: nothing could be sent.
     fn send(&mut self, connection: u32) -> bool {
         let Next::Chunk(index, place) = self.sending.next(connection) else { return false };
-        self.sent_bytes += u64::from(place.chunk.len);
+        self.sent_bytes += u64::from(place.len);
         let mut offset = 0;
-        for part in content(index, place.chunk.len).chunks(40_000) {
+        for part in content(index, place.len).chunks(40_000) {
             self.wires.entry(connection).or_default().push_back((piece(index, offset), part.to_vec()));
             offset += part.len() as u32;
         }
@@ -254,12 +274,12 @@ impl Pair {
             self.damages += 1;
         }
         match accept(&mut self.receiving, connection, header, &piece) {
-            Ok(Accepted::Whole(chunk)) => self.unsynced.push(chunk.index),
+            Ok(Accepted::Verified(chunk)) => self.unsynced.push(chunk.index),
             Ok(Accepted::Corrupt(index)) => {
                 // Over the control channel, behind the acks that are under way.
                 self.replies.push_back(Reply { acked: Vec::new(), again: vec![index] });
             }
-            Ok(Accepted::Compressed(_)) => panic!("nothing is compressed here"),
+            Ok(Accepted::Whole(_) | Accepted::Compressed(_)) => panic!("nothing is compressed here"),
             Ok(Accepted::More | Accepted::Known(_)) => {}
             Err(failure) => {
                 assert_eq!(failure.code, Code::NotAuthentic);
@@ -282,7 +302,7 @@ impl Pair {
     fn ack(&mut self) {
         let Some(reply) = self.replies.pop_front() else { return };
         self.sending.acked(&reply.acked).unwrap();
-        let mut set = ChunkSet::new(self.places.len());
+        let mut set = ChunkSet::new(self.layout.len());
         for index in reply.again {
             set.insert(index);
         }
@@ -342,13 +362,13 @@ proptest! {
         window in 300_000u64..1_500_000,
         steps in steps(),
     ) {
-        let places = places(&files);
-        let mut present = ChunkSet::new(places.len());
-        for index in (0..places.len()).filter(|&index| there[index as usize]) {
+        let layout = layout(&files);
+        let mut present = ChunkSet::new(layout.len());
+        for index in (0..layout.len()).filter(|&index| there[index as usize]) {
             present.insert(index);
         }
-        let needed = places.bytes_of(&present.complement());
-        let mut pair = Pair::new(places.clone(), &present, window);
+        let needed = layout.bytes_of(&present.complement());
+        let mut pair = Pair::new(layout.clone(), &present, window);
         let mut alive = true;
         for step in steps {
             prop_assert!(pair.sending.progress().in_flight <= window);
@@ -371,7 +391,7 @@ proptest! {
 
     #[test]
     fn any_piece_is_taken_or_refused(index in 0u32..6, offset in 0u32..30, len in 0usize..30, connection in 0u32..3) {
-        let mut receiving = Receiving::new(places(&[vec![20, 20], vec![1]]), &ChunkSet::new(3));
+        let mut receiving = Receiving::new(layout(&[vec![20, 20], vec![1]]), &ChunkSet::new(3));
         for _ in 0..3 {
             let _ = accept(&mut receiving, connection, piece(index, offset), &vec![7; len]);
         }
@@ -379,7 +399,7 @@ proptest! {
 
     #[test]
     fn any_ack_is_taken_or_refused(ranges in proptest::collection::vec((any::<u32>(), any::<u32>()), 0..4)) {
-        let mut sending = Sending::new(places(&[vec![20, 20], vec![1]]), ChunkSet::full(3), 1 << 20).unwrap();
+        let mut sending = Sending::new(layout(&[vec![20, 20], vec![1]]), ChunkSet::full(3), 1 << 20).unwrap();
         sending.next(0);
         let _ = sending.acked(&ranges);
         prop_assert!(sending.progress().acked_bytes <= 20);

@@ -10,15 +10,18 @@ use std::{
 use rustix::{buffer::spare_capacity, io::Errno};
 
 use super::{Origin, Source, Stamp, archive::EntryReader, failed};
-use crate::domain::{
-    error::{Code, Failure},
-    manifest::{ChunkPlace, Hash, Manifest},
+use crate::{
+    domain::{
+        error::{Code, Failure},
+        manifest::{ChunkPlace, Hash},
+    },
+    runtime::listing::Listing,
 };
 
 /// Reads chunks. Cheapest in order: a zip's entry is decompressed from its beginning when asked for what lies before.
 pub struct ChunkReader {
     source: Arc<Source>,
-    manifest: Arc<Manifest>,
+    listing: Arc<Listing>,
     /// The entry that was read last, open.
     open: Option<(usize, Open)>,
 }
@@ -30,40 +33,35 @@ enum Open {
 }
 
 impl ChunkReader {
-    pub(super) fn new(source: Arc<Source>, manifest: Arc<Manifest>) -> Result<ChunkReader, Failure> {
-        let same = source.items.len() == manifest.entries.len()
-            && source.items.iter().zip(&manifest.entries).all(|(item, entry)| item.path == entry.path && item.size == entry.size);
+    pub(super) fn new(source: Arc<Source>, listing: Arc<Listing>) -> Result<ChunkReader, Failure> {
+        let heads = listing.heads().iter().map(|head| (&head.path, head.size));
+        let same = source.items.iter().map(|item| (&item.path, item.size)).eq(heads);
         if !same {
             return Err(Failure::new(Code::Internal, "the list of files belongs to another source"));
         }
-        Ok(ChunkReader { source, manifest, open: None })
+        Ok(ChunkReader { source, listing, open: None })
     }
 
     /// Another reader of the same.
     pub fn fork(&self) -> ChunkReader {
-        ChunkReader { source: self.source.clone(), manifest: self.manifest.clone(), open: None }
+        ChunkReader { source: self.source.clone(), listing: self.listing.clone(), open: None }
     }
 
-    /// The manifest whose chunks it reads.
-    pub fn manifest(&self) -> &Arc<Manifest> {
-        &self.manifest
-    }
-
-    /// Appends a chunk's bytes.
+    /// Appends the bytes of a chunk of this index, at this place.
     ///
     /// A file whose stamp is still that of the scan is taken at its word, for the receiver checks each chunk's hash anyway; with
     /// `check`, or where the stamp says nothing, the hash is checked here.
     ///
     /// # Errors
     /// [`Code::BadFile`] when the file cannot be read, or is no longer what the scan saw.
-    pub fn read(&mut self, place: ChunkPlace, into: &mut Vec<u8>, check: bool) -> Result<(), Failure> {
+    pub fn read(&mut self, index: u32, place: ChunkPlace, into: &mut Vec<u8>, check: bool) -> Result<(), Failure> {
         let start = into.len();
         let source = self.source.clone();
         let Some(item) = source.items.get(place.entry) else {
             return Err(Failure::new(Code::Internal, "the list of files belongs to another source"));
         };
         match self.read_at(place, into) {
-            Ok(unchanged) if (unchanged && !check) || Hash::of(&into[start..]) == place.chunk.hash => Ok(()),
+            Ok(unchanged) if (unchanged && !check) || Hash::of(&into[start..]) == self.listing.hash(index)? => Ok(()),
             // Damage in a zip was excluded by the scan, so it is a change as well.
             Err(error) if !matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData) => {
                 self.open = None;
@@ -90,7 +88,7 @@ impl ChunkReader {
                 _ => Open::File(item.open_file()?),
             },
         };
-        let len = place.chunk.len as usize;
+        let len = place.len as usize;
         let (open, unchanged) = match open {
             Open::File(file) => {
                 append(&file, place.offset, len, into)?;

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 use super::*;
-use crate::domain::manifest::{Chunk, ChunkPlace};
+use crate::domain::manifest::{Chunk, ChunkPlace, Manifest};
 
 fn rel(path: &str) -> RelPath {
     path.parse().unwrap()
@@ -22,20 +22,21 @@ fn scan(source: &Source) -> Result<Manifest, Failure> {
 }
 
 /// Scans, then reads every chunk in the order that `order` makes of them, and puts the files together.
-fn read_back(source: Source, order: impl FnOnce(&mut Vec<crate::domain::manifest::ChunkPlace>)) -> Vec<(String, Vec<u8>)> {
+fn read_back(source: Source, order: impl FnOnce(&mut Vec<(u32, ChunkPlace)>)) -> Vec<(String, Vec<u8>)> {
     let mut heard = 0;
-    let manifest = Arc::new(source.scan(&mut |bytes| heard = bytes, &Default::default()).unwrap());
+    let manifest = source.scan(&mut |bytes| heard = bytes, &Default::default()).unwrap();
     assert_eq!((heard, heard), (manifest.bytes(), source.bytes()));
-    let mut reader = Arc::new(source).reader(manifest.clone()).unwrap();
+    let listing = Listing::in_memory(&manifest);
+    let mut reader = Arc::new(source).reader(listing.clone()).unwrap();
     let mut files: Vec<(String, Vec<u8>)> =
         manifest.entries.iter().map(|entry| (entry.path.to_string(), vec![0; entry.size as usize])).collect();
-    let mut places: Vec<_> = manifest.places().collect();
+    let mut places: Vec<_> = (0..).zip(manifest.places().map(|(place, _)| place)).collect();
     order(&mut places);
     let mut buf = Vec::new();
-    for place in places {
+    for (index, place) in places {
         buf.clear();
-        reader.read(place, &mut buf, false).unwrap();
-        assert_eq!(Hash::of(&buf), place.chunk.hash);
+        reader.read(index, place, &mut buf, false).unwrap();
+        assert_eq!(Hash::of(&buf), listing.hash(index).unwrap());
         files[place.entry].1[place.offset as usize..][..buf.len()].copy_from_slice(&buf);
     }
     files
@@ -192,15 +193,16 @@ fn a_file_that_changes_is_noticed() {
         let cache = folder(&[]);
         let path = dir.path().join("data");
         let source = Source::folder(dir.path()).unwrap().with_cache(ScanCache::trusting(cache.path()));
-        let manifest = Arc::new(scan(&source).unwrap());
-        let mut reader = Arc::new(source).reader(manifest.clone()).unwrap();
+        let listing = Listing::in_memory(&scan(&source).unwrap());
+        let mut reader = Arc::new(source).reader(listing.clone()).unwrap();
         if what == "gone" {
             fs::remove_file(path).unwrap()
         } else {
             fs::write(path, change).unwrap()
         }
-        let mut read = |place: ChunkPlace| reader.read(place, &mut Vec::new(), false);
-        let failures: Vec<Failure> = manifest.places().filter_map(|place| read(place).err()).collect();
+        let layout = listing.layout();
+        let mut read = |index: u32| reader.read(index, layout.get(index).unwrap(), &mut Vec::new(), false);
+        let failures: Vec<Failure> = (0..layout.len()).filter_map(|index| read(index).err()).collect();
         assert!(!failures.is_empty() && failures.iter().all(|failure| failure.code == Code::BadFile), "{what}");
         if what != "gone" {
             assert!(failures.iter().all(|failure| failure.message.contains("changed")), "{what}");

@@ -22,9 +22,12 @@ use super::{
 use crate::{
     domain::{
         error::{Code, Failure},
-        manifest::{Entry, Manifest, ManifestSummary},
+        manifest::{Entry, Head, Manifest, ManifestSummary},
     },
-    runtime::files::{WORK_FOLDER, failed, root::Root},
+    runtime::{
+        files::{WORK_FOLDER, failed, root::Root},
+        listing::Listing,
+    },
 };
 
 /// A folder to download into.
@@ -102,22 +105,22 @@ impl Folder {
     /// [`Code::BadFile`] when a different file has the name of one, and overwriting was not asked for.
     pub(super) fn find_in_place(
         &self,
-        manifest: &Manifest,
+        listing: &Listing,
         progress: &mut dyn FnMut(u64),
         cancel: &CancellationToken,
     ) -> Result<BTreeSet<usize>, Failure> {
         let mut in_place = BTreeSet::new();
         let mut looked = 0;
-        for (at, entry) in manifest.entries.iter().enumerate() {
+        for (at, head) in listing.heads().iter().enumerate() {
             if cancel.is_cancelled() {
                 return Err(Failure::new(Code::JobCancelled, "interrupted while the folder was being searched"));
             }
-            if self.holds(entry)? {
+            if self.holds(listing, at)? {
                 in_place.insert(at);
-                looked += entry.size;
+                looked += head.size;
                 progress(looked);
             } else if !self.overwrite {
-                self.check_free(entry)?;
+                self.check_free(head)?;
             }
         }
         Ok(in_place)
@@ -127,40 +130,40 @@ impl Folder {
     pub(super) fn take(
         &self,
         home: &Root,
-        manifest: &Manifest,
+        listing: &Listing,
         in_place: &BTreeSet<usize>,
         cancel: &CancellationToken,
     ) -> Result<(), Failure> {
-        let coming = || manifest.entries.iter().enumerate().filter(|(at, _)| !in_place.contains(at)).map(|(_, entry)| entry);
+        let coming = || listing.heads().iter().enumerate().filter(|(at, _)| !in_place.contains(at));
         // First look whether all can be moved, so that not half of them are.
         if !self.overwrite {
-            for entry in coming() {
-                if !self.holds(entry)? {
-                    self.check_free(entry)?;
+            for (at, head) in coming() {
+                if !self.holds(listing, at)? {
+                    self.check_free(head)?;
                 }
             }
         }
         let mut folders = BTreeSet::from([""]);
-        for entry in coming() {
+        for (at, head) in coming() {
             if cancel.is_cancelled() {
                 return Err(Failure::new(Code::JobCancelled, "interrupted while the files were being moved to their places"));
             }
-            let unmovable = |error: io::Error| failed("write", self.path().join(entry.path.as_str()).display(), &error);
-            if let Some(parent) = entry.path.parent() {
+            let unmovable = |error: io::Error| failed("write", self.path().join(head.path.as_str()).display(), &error);
+            if let Some(parent) = head.path.parent() {
                 self.out.make_dirs(parent).map_err(unmovable)?;
                 folders.extend(parent.match_indices('/').map(|(end, _)| &parent[..end]));
                 folders.insert(parent);
             }
-            let from = format!("{FILES}/{}", entry.path);
-            match home.rename(&from, &self.out, entry.path.as_str(), self.overwrite) {
+            let from = format!("{FILES}/{}", head.path);
+            match home.rename(&from, &self.out, head.path.as_str(), self.overwrite) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    if !self.holds(entry)? {
-                        return Err(self.taken(entry));
+                    if !self.holds(listing, at)? {
+                        return Err(self.taken(head));
                     }
                     home.remove_file(&from).map_err(unmovable)?;
                 }
                 // An attempt before this one has moved it.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && self.holds(entry)? => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound && self.holds(listing, at)? => {}
                 other => other.map_err(unmovable)?,
             }
         }
@@ -168,37 +171,38 @@ impl Folder {
         folders.into_iter().try_for_each(sync).map_err(|error| failed("write", self.path().display(), &error))
     }
 
-    /// Whether the entry's file is in its place, with the entry's content.
-    fn holds(&self, entry: &Entry) -> Result<bool, Failure> {
-        let unreadable = |error: io::Error| failed("look at", self.path().join(entry.path.as_str()).display(), &error);
-        let file = match open_regular(&self.out, &entry.path) {
+    /// Whether the file of this entry is in its place, with the entry's content.
+    fn holds(&self, listing: &Listing, at: usize) -> Result<bool, Failure> {
+        let head = &listing.heads()[at];
+        let unreadable = |error: io::Error| failed("look at", self.path().join(head.path.as_str()).display(), &error);
+        let file = match open_regular(&self.out, &head.path) {
             // A file where the path has a folder: not there, then.
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(false),
             other => other.map_err(unreadable)?,
         };
-        if file.is_none_or(|file| file.metadata().is_ok_and(|metadata| metadata.len() != entry.size)) {
+        if file.is_none_or(|file| file.metadata().is_ok_and(|metadata| metadata.len() != head.size)) {
             return Ok(false);
         }
-        let one = Manifest { entries: vec![entry.clone()] };
-        let mut files = ChunkFiles::new(self.out.subdir("").map_err(unreadable)?, &one.entries);
-        for place in one.places() {
-            if files.read(&place).map_err(unreadable)?.is_none() {
+        let mut files = ChunkFiles::new(self.out.subdir("").map_err(unreadable)?);
+        for index in listing.layout().of_entry(at) {
+            let Some(place) = listing.layout().get(index) else { return Ok(false) };
+            if files.read(&head.path, &place, &listing.hash(index)?).map_err(unreadable)?.is_none() {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn check_free(&self, entry: &Entry) -> Result<(), Failure> {
-        match self.out.stat(entry.path.as_str()) {
+    fn check_free(&self, head: &Head) -> Result<(), Failure> {
+        match self.out.stat(head.path.as_str()) {
             Ok(None) => Ok(()),
-            Ok(Some(_)) => Err(self.taken(entry)),
-            Err(error) => Err(failed("look at", self.path().join(entry.path.as_str()).display(), &error)),
+            Ok(Some(_)) => Err(self.taken(head)),
+            Err(error) => Err(failed("look at", self.path().join(head.path.as_str()).display(), &error)),
         }
     }
 
-    fn taken(&self, entry: &Entry) -> Failure {
-        let path = self.path().join(entry.path.as_str());
+    fn taken(&self, head: &Head) -> Failure {
+        let path = self.path().join(head.path.as_str());
         let message =
             format!("{} is there already and is different; move it away, choose another folder, or allow overwriting", path.display());
         Failure::new(Code::BadFile, message)

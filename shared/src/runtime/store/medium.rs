@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::{domain::manifest::Manifest, runtime::files::root::Root};
+use crate::runtime::{files::root::Root, listing::Listing};
 
 use super::slot::{FILES, LOG};
 
@@ -37,15 +37,15 @@ pub(super) trait Medium: Send + Sync {
 /// The real disk.
 #[derive(Debug)]
 pub(super) struct Disk {
-    manifest: Arc<Manifest>,
+    listing: Arc<Listing>,
     home: Root,
     /// The latest last.
     open: Mutex<VecDeque<(FileId, Arc<File>)>>,
 }
 
 impl Disk {
-    pub(super) fn new(home: Root, manifest: Arc<Manifest>) -> Disk {
-        Disk { manifest, home, open: Mutex::default() }
+    pub(super) fn new(home: Root, listing: Arc<Listing>) -> Disk {
+        Disk { listing, home, open: Mutex::default() }
     }
 
     fn file(&self, id: FileId) -> io::Result<Arc<File>> {
@@ -57,8 +57,8 @@ impl Disk {
         let file = Arc::new(match id {
             FileId::Log => self.home.open_to_write(LOG, false)?,
             FileId::Entry(entry) => {
-                let entry = &self.manifest.entries[entry];
-                self.home.open_to_write(format!("{FILES}/{}", entry.path), entry.executable)?
+                let head = &self.listing.heads()[entry];
+                self.home.open_to_write(format!("{FILES}/{}", head.path), head.executable)?
             }
         });
         if open.len() >= OPEN_FILES {

@@ -43,20 +43,20 @@ fn open(folder: &Path) -> io::Result<Root> {
 }
 
 fn from_one(partial: &Partial, root: Root, manifest: &Manifest, cancel: &CancellationToken) -> Result<(), Failure> {
-    let places = partial.places();
+    let listing = partial.listing();
     let missing = partial.present().complement();
-    let mut wanted: Vec<(Hash, u32)> = missing.iter().filter_map(|index| Some((places.get(index)?.chunk.hash, index))).collect();
+    let mut wanted = missing.iter().map(|index| Ok((listing.hash(index)?, index))).collect::<Result<Vec<(Hash, u32)>, Failure>>()?;
     wanted.sort_unstable();
-    let mut files = ChunkFiles::new(root, &manifest.entries);
+    let mut files = ChunkFiles::new(root);
     let mut uncommitted = 0;
-    for place in manifest.places() {
-        let start = wanted.partition_point(|(hash, _)| *hash < place.chunk.hash);
-        let takers = wanted[start..].iter().take_while(|(hash, _)| *hash == place.chunk.hash);
+    for (place, hash) in manifest.places() {
+        let start = wanted.partition_point(|(other, _)| *other < hash);
+        let takers = wanted[start..].iter().take_while(|(other, _)| *other == hash);
         for &(_, index) in takers {
-            let Some(own) = places.get(index).filter(|own| own.chunk.len == place.chunk.len) else { continue };
-            let Ok(Some(bytes)) = files.read(&place) else { break };
+            let Some(own) = listing.layout().get(index).filter(|own| own.len == place.len) else { continue };
+            let Ok(Some(bytes)) = files.read(&manifest.entries[place.entry].path, &place, &hash) else { break };
             partial.write(&WholeChunk { index, place: own, bytes: Bytes::copy_from_slice(bytes) })?;
-            uncommitted += u64::from(own.chunk.len);
+            uncommitted += u64::from(own.len);
         }
         if uncommitted >= COMMIT_EVERY {
             partial.sync()?;

@@ -68,15 +68,15 @@ impl Store {
         let owner = owner_key(owner);
         let own = self.look(&format!("{PARTIAL}/{owner}/{}", hex(&id.0)))?;
         let there = own.map_or_else(|| ChunkSet::new(manifest.chunk_count()), |home| durable(&home, id, manifest));
-        let lacking = || manifest.places().enumerate().filter(|(index, _)| !there.contains(*index as u32)).map(|(_, place)| place.chunk);
-        let mut wanted: HashSet<Hash> = lacking().map(|chunk| chunk.hash).collect();
+        let lacking = || manifest.places().enumerate().filter(|(index, _)| !there.contains(*index as u32)).map(|(_, chunk)| chunk);
+        let mut wanted: HashSet<Hash> = lacking().map(|(_, hash)| hash).collect();
         for folder in [PACKAGES, PARTIAL] {
             let Some(folder) = self.look(&format!("{folder}/{owner}"))? else { continue };
             self.strike_off(&folder, id, &mut wanted)?;
         }
         Ok(Missing {
-            to_write: lacking().map(|chunk| u64::from(chunk.len)).sum(),
-            to_send: lacking().filter(|chunk| wanted.contains(&chunk.hash)).map(|chunk| u64::from(chunk.len)).sum(),
+            to_write: lacking().map(|(place, _)| u64::from(place.len)).sum(),
+            to_send: lacking().filter(|(_, hash)| wanted.contains(hash)).map(|(place, _)| u64::from(place.len)).sum(),
         })
     }
 
@@ -120,8 +120,8 @@ impl Store {
             let Ok(home) = folder.subdir(hex(&other.0)) else { continue };
             let Some(manifest) = read_manifest(&home, &other) else { continue };
             let there = durable(&home, &other, &manifest);
-            for (_, place) in manifest.places().enumerate().filter(|(index, _)| there.contains(*index as u32)) {
-                wanted.remove(&place.chunk.hash);
+            for (_, (_, hash)) in manifest.places().enumerate().filter(|(index, _)| there.contains(*index as u32)) {
+                wanted.remove(&hash);
             }
         }
         Ok(())

@@ -20,7 +20,10 @@ use crate::{
         id::hex,
         manifest::{Hash, MAX_MANIFEST, Manifest, ManifestSummary},
     },
-    runtime::files::{failed, root::Root},
+    runtime::{
+        files::{failed, root::Root},
+        listing::Listing,
+    },
 };
 
 /// What is here of an announced package.
@@ -31,7 +34,7 @@ pub enum Begun {
     /// Its manifest and perhaps some chunks: it goes on.
     Known(Arc<Partial>),
     /// Nothing: its manifest is wanted.
-    New(Announced),
+    New(Box<Announced>),
 }
 
 /// A package that was announced and fits; its manifest is still to come. It can be begun only once at a time.
@@ -47,7 +50,7 @@ impl Begun {
     /// Counts against the store's limit as long as no list shows it.
     pub(super) fn counted(self, counted: Counted) -> Begun {
         match self {
-            Begun::New(announced) => Begun::New(Announced { counted: Some(counted), ..announced }),
+            Begun::New(announced) => Begun::New(Box::new(Announced { counted: Some(counted), ..*announced })),
             other => other,
         }
     }
@@ -57,11 +60,11 @@ impl Announced {
     /// Looks what a slot holds, and whether the rest has room on the disk of `space`.
     pub(super) fn begin(slot: Slot, outstanding: &Outstanding, space: &Root, cost: u64) -> Result<Begun, Failure> {
         if let Some(manifest) = slot.manifest() {
-            return Partial::open(slot, manifest, |missing| outstanding.take(space, missing, 0))
+            return Partial::open(slot, &manifest, |missing| outstanding.take(space, missing, 0))
                 .map(|partial| Begun::Known(Arc::new(partial)));
         }
         match outstanding.take(space, cost, slot.summary.files) {
-            Ok(share) => Ok(Begun::New(Announced { slot, share, counted: None })),
+            Ok(share) => Ok(Begun::New(Box::new(Announced { slot, share, counted: None }))),
             Err(failure) => {
                 slot.give_up();
                 Err(failure)
@@ -81,7 +84,7 @@ impl Announced {
         check_goal(&self.slot.goal, &manifest)?;
         self.slot.prepare(&manifest)?;
         drop(self.counted);
-        Partial::open(self.slot, manifest, |_| Ok(self.share)).map(Arc::new)
+        Partial::open(self.slot, &manifest, |_| Ok(self.share)).map(Arc::new)
     }
 }
 
@@ -89,8 +92,7 @@ impl Announced {
 #[derive(Debug)]
 pub struct PackageDir {
     path: PathBuf,
-    summary: ManifestSummary,
-    manifest: Arc<Manifest>,
+    listing: Arc<Listing>,
     /// Locked, shared; none for a folder of the user.
     _home: Option<Root>,
 }
@@ -98,14 +100,14 @@ pub struct PackageDir {
 impl PackageDir {
     /// The package of this id in an owner's folder; `None`: it is not there, damaged, or just being removed.
     pub(super) fn open(packages: &Root, id: &Hash) -> Result<Option<PackageDir>, Failure> {
-        PackageDir::open_with(packages, id, |home| read_manifest(home, id).map(Arc::new))
+        PackageDir::open_with(packages, id, |home| Some(Arc::new(Listing::new(&read_manifest(home, id)?, home.path()))))
     }
 
-    /// As [`PackageDir::open`], with the manifest that `manifest` has for its folder.
+    /// As [`PackageDir::open`], with the listing that `listing` has for its folder.
     pub(super) fn open_with(
         packages: &Root,
         id: &Hash,
-        manifest: impl FnOnce(&Root) -> Option<Arc<Manifest>>,
+        listing: impl FnOnce(&Root) -> Option<Arc<Listing>>,
     ) -> Result<Option<PackageDir>, Failure> {
         let name = hex(&id.0);
         let unusable = |error: io::Error| failed("open the package", packages.path().join(&name).display(), &error);
@@ -117,19 +119,19 @@ impl PackageDir {
         if !home.try_lock(true).map_err(unusable)? || !linked(&home) {
             return Ok(None);
         }
-        let (Some(manifest), Some(summary)) = (manifest(&home), read_summary(&home)) else {
+        let (Some(listing), Some(_)) = (listing(&home), read_summary(&home)) else {
             tracing::warn!(path = %home.path().display(), "a package's list of files is damaged; it does not count as present");
             return Ok(None);
         };
         if let Err(error) = home.open_to_write(SUMMARY, false).and_then(|file| file.set_modified(SystemTime::now())) {
             tracing::debug!(%error, "cannot note that a package was used");
         }
-        Ok(Some(PackageDir { path: home.path().join(FILES), summary, manifest, _home: Some(home) }))
+        Ok(Some(PackageDir { path: home.path().join(FILES), listing, _home: Some(home) }))
     }
 
     /// What a download made of a user's folder.
-    pub(super) fn of_folder(path: PathBuf, summary: ManifestSummary, manifest: Arc<Manifest>) -> PackageDir {
-        PackageDir { path, summary, manifest, _home: None }
+    pub(super) fn of_folder(path: PathBuf, listing: Arc<Listing>) -> PackageDir {
+        PackageDir { path, listing, _home: None }
     }
 
     /// The directory with its files.
@@ -138,13 +140,13 @@ impl PackageDir {
     }
 
     /// What it is.
-    pub fn summary(&self) -> &ManifestSummary {
-        &self.summary
+    pub fn summary(&self) -> ManifestSummary {
+        self.listing.summary()
     }
 
-    /// Its files.
-    pub fn manifest(&self) -> &Arc<Manifest> {
-        &self.manifest
+    /// What it consists of.
+    pub fn listing(&self) -> &Arc<Listing> {
+        &self.listing
     }
 }
 

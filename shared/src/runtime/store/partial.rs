@@ -15,6 +15,7 @@
 use std::{
     collections::BTreeSet,
     io, mem,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -36,9 +37,12 @@ use crate::{
         error::{Code, Failure},
         id::hex,
         manifest::{Hash, Manifest},
-        transfer::{ChunkSet, Places, WholeChunk},
+        transfer::{ChunkSet, Layout, WholeChunk},
     },
-    runtime::files::{failed, root::Root},
+    runtime::{
+        files::{failed, root::Root},
+        listing::Listing,
+    },
 };
 
 /// How [`Partial::finish`] ended.
@@ -52,7 +56,7 @@ pub enum Finished {
 
 /// A package that is arriving. All methods block; they may be called from several threads at once.
 pub struct Partial {
-    places: Arc<Places>,
+    listing: Arc<Listing>,
     slot: Slot,
     medium: Box<dyn Medium>,
     state: Mutex<State>,
@@ -75,33 +79,33 @@ struct State {
 
 impl Partial {
     /// Opens a slot whose files are prepared, and reads what its log says. `share` gets the disk space that is still needed.
-    pub(super) fn open(slot: Slot, manifest: Manifest, share: impl FnOnce(u64) -> Result<Share, Failure>) -> Result<Partial, Failure> {
+    pub(super) fn open(slot: Slot, manifest: &Manifest, share: impl FnOnce(u64) -> Result<Share, Failure>) -> Result<Partial, Failure> {
         let unusable = |error: io::Error| failed("use", slot.home.path().display(), &error);
-        let places = Arc::new(Places::new(Arc::new(manifest)));
+        let listing = Arc::new(Listing::new(manifest, slot.home.path()));
         let log = read_file(&slot.home, LOG, u64::MAX).map_err(unusable)?.unwrap_or_default();
-        let mut durable = log::replay(&slot.summary.id, places.len(), &log);
+        let mut durable = log::replay(&slot.summary.id, listing.layout().len(), &log);
         let files = slot.home.subdir(FILES).map_err(unusable)?;
-        for (at, entry) in places.manifest().entries.iter().enumerate() {
+        for (at, head) in listing.heads().iter().enumerate() {
             // A download that was interrupted while its files were being moved has some of them in place, and not here. And
             // what a file has lost at its end since then can be asked for now.
-            let size = match files.stat(entry.path.as_str()).map_err(unusable)? {
+            let size = match files.stat(head.path.as_str()).map_err(unusable)? {
                 Some(stat) => stat.st_size as u64,
-                None => files.open_to_write(entry.path.as_str(), entry.executable).map(|_| 0).map_err(unusable)?,
+                None => files.open_to_write(head.path.as_str(), head.executable).map(|_| 0).map_err(unusable)?,
             };
-            if size > entry.size {
-                let cut = |file: std::fs::File| file.set_len(entry.size).and_then(|()| file.sync_all());
-                files.open_to_write(entry.path.as_str(), entry.executable).and_then(cut).map_err(unusable)?;
+            if size > head.size {
+                let cut = |file: std::fs::File| file.set_len(head.size).and_then(|()| file.sync_all());
+                files.open_to_write(head.path.as_str(), head.executable).and_then(cut).map_err(unusable)?;
             }
-            if size < entry.size {
-                let beyond = |index: &u32| places.get(*index).is_some_and(|place| place.offset + u64::from(place.chunk.len) > size);
-                for index in places.of_entry(at).filter(beyond) {
+            if size < head.size {
+                let beyond = |index: &u32| listing.layout().get(*index).is_some_and(|place| place.offset + u64::from(place.len) > size);
+                for index in listing.layout().of_entry(at).filter(beyond) {
                     durable.remove(index);
                 }
             }
         }
         let home = slot.home.subdir("").map_err(unusable)?;
-        let medium = Box::new(Disk::new(home, places.manifest().clone()));
-        let missing = places.bytes_of(&durable.complement());
+        let medium = Box::new(Disk::new(home, listing.clone()));
+        let missing = listing.layout().bytes_of(&durable.complement());
         let share = share(missing)?;
         share.keep(missing);
         let state = State {
@@ -114,17 +118,22 @@ impl Partial {
             finished: false,
         };
         let log_end = (log.len() - log.len() % log::RECORD) as u64;
-        Ok(Partial { places, slot, medium, state: Mutex::new(state), log_end: Mutex::new(log_end), share })
+        Ok(Partial { listing, slot, medium, state: Mutex::new(state), log_end: Mutex::new(log_end), share })
     }
 
-    /// The manifest.
-    pub fn manifest(&self) -> &Arc<Manifest> {
-        self.places.manifest()
+    /// What it consists of.
+    pub fn listing(&self) -> &Arc<Listing> {
+        &self.listing
     }
 
     /// Where its chunks lie.
-    pub fn places(&self) -> &Arc<Places> {
-        &self.places
+    pub fn layout(&self) -> &Arc<Layout> {
+        self.listing.layout()
+    }
+
+    /// Where temporary files may be made.
+    pub(super) fn scratch(&self) -> &Path {
+        self.slot.home.path()
     }
 
     /// The package's id.
@@ -147,10 +156,10 @@ impl Partial {
         match &self.slot.goal {
             Goal::Package { partials, packages, .. } => reuse::from_others(self, [packages, partials], progress, cancel),
             Goal::Folder(folder) => {
-                for at in folder.find_in_place(self.manifest(), progress, cancel)? {
+                for at in folder.find_in_place(&self.listing, progress, cancel)? {
                     let mut state = self.lock();
                     state.in_place.insert(at);
-                    for index in self.places.of_entry(at) {
+                    for index in self.layout().of_entry(at) {
                         state.written.insert(index);
                         state.durable.insert(index);
                         state.unverified.remove(index);
@@ -167,7 +176,7 @@ impl Partial {
     /// [`Code::NoSpace`] or [`Code::BadFile`]; what is durable stays so. [`Code::InvalidRequest`] for a chunk that is not of
     /// this package.
     pub fn write(&self, chunk: &WholeChunk) -> Result<(), Failure> {
-        let place = self.places.get(chunk.index).filter(|place| place.chunk.len as usize == chunk.bytes.len());
+        let place = self.layout().get(chunk.index).filter(|place| place.len as usize == chunk.bytes.len());
         let place = place.ok_or_else(|| Failure::new(Code::InvalidRequest, "the chunk is not one of this package"))?;
         {
             let state = self.lock();
@@ -178,7 +187,7 @@ impl Partial {
                 return Ok(());
             }
         }
-        let path = &self.manifest().entries[place.entry].path;
+        let path = &self.listing.heads()[place.entry].path;
         let written = self.medium.write_at(FileId::Entry(place.entry), place.offset, &chunk.bytes);
         written.map_err(|error| failed("write", path, &error))?;
         self.share.used(chunk.bytes.len() as u64);
@@ -213,7 +222,7 @@ impl Partial {
         }
         group.sort_unstable();
         let mut files: Vec<FileId> =
-            group.iter().filter_map(|&index| self.places.get(index)).map(|place| FileId::Entry(place.entry)).collect();
+            group.iter().filter_map(|&index| self.layout().get(index)).map(|place| FileId::Entry(place.entry)).collect();
         files.dedup();
         let records = log::present(&self.id(), group.iter().copied());
         let committed = self.medium.sync(&files).and_then(|()| self.append(&mut log_end, &records));
@@ -246,19 +255,19 @@ impl Partial {
             }
             state.unverified.clone()
         };
-        let damaged = find_damaged(&self.slot.home, &self.places, &unverified, cancel)?;
+        let damaged = find_damaged(&self.slot.home, &self.listing, &unverified, cancel)?;
         if !damaged.is_empty() {
             self.lose(&damaged)?;
             return Ok(Finished::Damaged(damaged));
         }
-        self.lock().unverified = ChunkSet::new(self.places.len());
+        self.lock().unverified = ChunkSet::new(self.layout().len());
         let dir = match &self.slot.goal {
             Goal::Package { packages, gate, .. } => self.take_its_name(packages, gate)?,
             Goal::Folder(folder) => {
                 let in_place = self.lock().in_place.clone();
-                folder.take(&self.slot.home, self.manifest(), &in_place, cancel)?;
+                folder.take(&self.slot.home, &self.listing, &in_place, cancel)?;
                 folder::clean_up(&self.slot);
-                PackageDir::of_folder(folder.path().to_owned(), self.slot.summary, self.manifest().clone())
+                PackageDir::of_folder(folder.path().to_owned(), self.listing.clone())
             }
         };
         self.lock().finished = true;
@@ -275,8 +284,8 @@ impl Partial {
         self.slot.home.sync().map_err(unusable)?;
         self.slot.parent.rename(&name, packages, &name, true).map_err(unusable)?;
         packages.sync().and_then(|()| self.slot.parent.sync()).map_err(unusable)?;
-        // Whoever has the manifest need not read it once more: beside the first it would be a second one in memory.
-        PackageDir::open_with(packages, &self.id(), |_| Some(self.manifest().clone()))?
+        // Whoever has the manifest need not read it once more.
+        PackageDir::open_with(packages, &self.id(), |_| Some(self.listing.clone()))?
             .ok_or_else(|| Failure::new(Code::BadFile, "the package was removed just when it was whole; send it again"))
     }
 
@@ -290,7 +299,7 @@ impl Partial {
             state.durable.remove(index);
             state.written.remove(index);
         }
-        state.unverified = ChunkSet::new(self.places.len());
+        state.unverified = ChunkSet::new(self.layout().len());
         Ok(())
     }
 
@@ -333,7 +342,7 @@ impl std::fmt::Debug for Partial {
         let state = self.lock();
         f.debug_struct("Partial")
             .field("id", &self.id())
-            .field("chunks", &self.places.len())
+            .field("chunks", &self.layout().len())
             .field("durable", &state.durable.count())
             .finish_non_exhaustive()
     }

@@ -21,9 +21,12 @@ use crate::{
     domain::{
         error::{Code, Failure},
         manifest::{Hash, Manifest},
-        transfer::{ChunkSet, Places, WholeChunk},
+        transfer::{ChunkSet, WholeChunk},
     },
-    runtime::files::{failed, root::Root},
+    runtime::{
+        files::{failed, root::Root},
+        listing::Listing,
+    },
 };
 
 /// So much is copied between two group commits.
@@ -31,26 +34,29 @@ const COMMIT_EVERY: u64 = 32 * 1024 * 1024;
 
 /// The chunks that are wanted, by hash.
 pub(super) struct Wanted {
-    places: Arc<Places>,
-    /// The beginning of each one's hash, and its index: of a large package there are many, and its manifest has the hashes.
+    listing: Arc<Listing>,
+    /// The beginning of each one's hash, and its index: of a large package there are many, and its listing has the hashes.
     sorted: Vec<(u32, u32)>,
 }
 
 impl Wanted {
-    pub(super) fn new(partial: &Partial) -> Wanted {
-        let places = partial.places().clone();
+    pub(super) fn new(partial: &Partial) -> Result<Wanted, Failure> {
+        let listing = partial.listing().clone();
         let missing = partial.present().complement();
         let mut sorted = Vec::with_capacity(missing.count() as usize);
-        sorted.extend(missing.iter().filter_map(|index| Some((beginning(&places.get(index)?.chunk.hash), index))));
+        for index in missing.iter() {
+            sorted.push((beginning(&listing.hash(index)?), index));
+        }
         sorted.sort_unstable();
-        Wanted { places, sorted }
+        Ok(Wanted { listing, sorted })
     }
 
     pub(super) fn of(&self, hash: &Hash) -> impl Iterator<Item = u32> + use<'_> {
         let (hash, beginning) = (*hash, beginning(hash));
         let start = self.sorted.partition_point(|&(other, _)| other < beginning);
         let candidates = self.sorted[start..].iter().take_while(move |&&(other, _)| other == beginning);
-        candidates.map(|&(_, index)| index).filter(move |&index| self.places.get(index).is_some_and(|place| place.chunk.hash == hash))
+        // A hash that cannot be read back is no longer wanted: its chunk is sent.
+        candidates.map(|&(_, index)| index).filter(move |&index| self.listing.hash(index).is_ok_and(|own| own == hash))
     }
 }
 
@@ -66,8 +72,8 @@ pub(super) fn from_others(
     progress: &mut dyn FnMut(u64),
     cancel: &CancellationToken,
 ) -> Result<(), Failure> {
-    let wanted = Wanted::new(partial);
-    let mut copied = ChunkSet::new(partial.places().len());
+    let wanted = Wanted::new(partial)?;
+    let mut copied = ChunkSet::new(partial.layout().len());
     let mut looked = 0;
     for folder in folders {
         let listed = fs::read_dir(folder.path()).map_err(|error| failed("list", folder.path().display(), &error))?;
@@ -105,23 +111,23 @@ fn from_one(
     let Ok(Some(log)) = read_file(home, LOG, u64::MAX) else { return Ok(()) };
     let there = log::replay(id, manifest.chunk_count(), &log);
     let Ok(files) = home.subdir(FILES) else { return Ok(()) };
-    let mut files = ChunkFiles::new(files, &manifest.entries);
+    let mut files = ChunkFiles::new(files);
     let mut uncommitted = 0;
-    for (_, place) in manifest.places().enumerate().filter(|(index, _)| there.contains(*index as u32)) {
-        if wanted.of(&place.chunk.hash).all(|index| copied.contains(index)) {
+    for (_, (place, hash)) in manifest.places().enumerate().filter(|(index, _)| there.contains(*index as u32)) {
+        if wanted.of(&hash).all(|index| copied.contains(index)) {
             continue;
         }
         if cancel.is_cancelled() {
             return Err(Failure::new(Code::JobCancelled, "interrupted while earlier packages were being searched"));
         }
-        looked(u64::from(place.chunk.len));
-        let Ok(Some(bytes)) = files.read(&place) else { continue };
+        looked(u64::from(place.len));
+        let Ok(Some(bytes)) = files.read(&manifest.entries[place.entry].path, &place, &hash) else { continue };
         let bytes = Bytes::copy_from_slice(bytes);
-        for index in wanted.of(&place.chunk.hash) {
-            let Some(place) = partial.places().get(index).filter(|own| own.chunk.len == place.chunk.len) else { continue };
+        for index in wanted.of(&hash) {
+            let Some(place) = partial.layout().get(index).filter(|own| own.len == place.len) else { continue };
             partial.write(&WholeChunk { index, place, bytes: bytes.clone() })?;
             copied.insert(index);
-            uncommitted += u64::from(place.chunk.len);
+            uncommitted += u64::from(place.len);
         }
         if uncommitted >= COMMIT_EVERY {
             partial.sync()?;

@@ -11,7 +11,7 @@
 //! Who has the data learns that somebody has sent the same before, from what need not be sent. Bytes are copied, never linked, and
 //! verified by their hash as well.
 
-use std::{hint::black_box, io, sync::Arc, thread};
+use std::{hint::black_box, io, path::Path, thread};
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -29,9 +29,12 @@ use crate::{
         error::{Code, Failure},
         id::Secret,
         manifest::{Hash, MAX_CHUNK, Manifest},
-        transfer::{Places, ProofKey, Tag, WholeChunk},
+        transfer::{ProofKey, Tag, WholeChunk},
     },
-    runtime::files::{failed, root::Root},
+    runtime::{
+        files::{failed, root::Root},
+        listing::Listing,
+    },
 };
 
 /// The most threads that read and compare.
@@ -67,7 +70,7 @@ impl Others {
 /// A package of another owner that has some of the chunks.
 struct Holder {
     files: Root,
-    places: Places,
+    listing: Listing,
 }
 
 /// Where other owners have the chunks that a package lacks.
@@ -87,9 +90,9 @@ impl Partial {
         let Some(others) = self.others() else { return Ok(None) };
         let unusable = |error: io::Error| failed("list the store in", others.store.path().display(), &error);
         let mut anything = false;
-        let found = vec![NOWHERE; self.places().len() as usize];
+        let found = vec![NOWHERE; self.layout().len() as usize];
         let mut shared = Shared { session: others.session.clone(), holders: Vec::new(), found };
-        let wanted = Wanted::new(self);
+        let wanted = Wanted::new(self)?;
         for folder in others.folders().map_err(unusable)? {
             for name in names(folder.path()).map_err(unusable)? {
                 let Some(id) = parse_id(&name) else { continue };
@@ -97,7 +100,7 @@ impl Partial {
                 let Ok(home) = folder.subdir(&name) else { continue };
                 if let Some(manifest) = read_manifest(&home, &id) {
                     anything = true;
-                    shared.look(&home, &id, manifest, &wanted);
+                    shared.look(&home, &id, &manifest, &wanted, self.scratch());
                 }
             }
         }
@@ -111,13 +114,13 @@ impl Shared {
         &self.session
     }
 
-    fn look(&mut self, home: &Root, id: &Hash, manifest: Manifest, wanted: &Wanted) {
+    fn look(&mut self, home: &Root, id: &Hash, manifest: &Manifest, wanted: &Wanted, scratch: &Path) {
         let (Ok(Some(log)), Ok(files)) = (read_file(home, LOG, u64::MAX), home.subdir(FILES)) else { return };
         let there = log::replay(id, manifest.chunk_count(), &log);
         let holder = self.holders.len() as u32;
         let mut useful = false;
-        for (at, place) in (0u32..).zip(manifest.places()).filter(|(at, _)| there.contains(*at)) {
-            for index in wanted.of(&place.chunk.hash) {
+        for (at, (_, hash)) in (0u32..).zip(manifest.places()).filter(|(at, _)| there.contains(*at)) {
+            for index in wanted.of(&hash) {
                 let found = &mut self.found[index as usize];
                 if *found == NOWHERE {
                     *found = (holder, at);
@@ -126,7 +129,7 @@ impl Shared {
             }
         }
         if useful {
-            self.holders.push(Holder { files, places: Places::new(Arc::new(manifest)) });
+            self.holders.push(Holder { files, listing: Listing::new(manifest, scratch) });
         }
     }
 
@@ -155,14 +158,14 @@ impl Shared {
             if stop.is_cancelled() {
                 return Err(Failure::new(Code::JobCancelled, "interrupted while proofs were being checked"));
             }
-            let Some(own) = partial.places().get(*index) else { continue };
-            match self.read(*index, own.chunk.len, &mut files) {
+            let Some(own) = partial.layout().get(*index) else { continue };
+            match self.read(*index, own.len, &mut files) {
                 Some(bytes) if key.proves(tag, bytes) => {
                     partial.write(&WholeChunk { index: *index, place: own, bytes: Bytes::copy_from_slice(bytes) })?;
                 }
                 Some(_) => {}
                 None => {
-                    let bytes = &decoy[..own.chunk.len as usize];
+                    let bytes = &decoy[..own.len as usize];
                     black_box((Hash::of(bytes), key.proves(tag, bytes)));
                 }
             }
@@ -171,14 +174,14 @@ impl Shared {
     }
 
     /// Another owner's copy of a chunk, verified.
-    fn read<'s, 'f>(&'s self, index: u32, len: u32, files: &'f mut [Option<ChunkFiles<'s>>]) -> Option<&'f [u8]> {
+    fn read<'f>(&self, index: u32, len: u32, files: &'f mut [Option<ChunkFiles>]) -> Option<&'f [u8]> {
         let &(holder, at) = self.found.get(index as usize).filter(|found| **found != NOWHERE)?;
-        let Holder { files: root, places } = self.holders.get(holder as usize)?;
-        let place = places.get(at).filter(|place| place.chunk.len == len)?;
+        let Holder { files: root, listing } = self.holders.get(holder as usize)?;
+        let place = listing.layout().get(at).filter(|place| place.len == len)?;
         let open = &mut files[holder as usize];
         if open.is_none() {
-            *open = Some(ChunkFiles::new(root.subdir("").ok()?, &places.manifest().entries));
+            *open = Some(ChunkFiles::new(root.subdir("").ok()?));
         }
-        open.as_mut()?.read(&place).ok()?
+        open.as_mut()?.read(&listing.heads()[place.entry].path, &place, &listing.hash(at).ok()?).ok()?
     }
 }

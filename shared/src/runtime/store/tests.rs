@@ -21,9 +21,12 @@ use crate::{
         error::Code,
         frame::{FrameHeader, FrameKind, PIECE},
         manifest::{Chunk, Entry, Manifest},
-        transfer::{Accepted, ChunkSet, Next, Places, Receiving, Sending, WholeChunk, ranges_of},
+        transfer::{Accepted, ChunkSet, Layout, Next, Receiving, Sending, WholeChunk, ranges_of},
     },
-    runtime::files::{Source, noise},
+    runtime::{
+        files::{ChunkReader, Source, noise},
+        listing::Listing,
+    },
 };
 
 /// A package on the sender's side.
@@ -32,7 +35,7 @@ pub(super) struct Package {
     source: Arc<Source>,
     pub(super) manifest: Manifest,
     pub(super) summary: ManifestSummary,
-    pub(super) places: Places,
+    pub(super) layout: Layout,
 }
 
 impl Package {
@@ -43,19 +46,23 @@ impl Package {
         let manifest = source.scan(&mut |_| {}, &Default::default()).unwrap();
         let encoded = manifest.encode();
         let summary = manifest.summary(&encoded);
-        let places = Places::new(Arc::new(manifest.clone()));
-        Package { _dir: dir, source, manifest, summary, places }
+        let layout = Layout::new(&manifest);
+        Package { _dir: dir, source, manifest, summary, layout }
+    }
+
+    fn reader(&self) -> ChunkReader {
+        self.source.reader(Listing::in_memory(&self.manifest)).unwrap()
     }
 
     pub(super) fn chunk(&self, index: u32) -> WholeChunk {
-        let place = self.places.get(index).unwrap();
+        let place = self.layout.get(index).unwrap();
         let mut bytes = Vec::new();
-        self.source.reader(self.places.manifest().clone()).unwrap().read(place, &mut bytes, true).unwrap();
+        self.reader().read(index, place, &mut bytes, true).unwrap();
         WholeChunk { index, place, bytes: bytes.into() }
     }
 
     fn len(&self) -> u32 {
-        self.places.len()
+        self.layout.len()
     }
 }
 
@@ -110,7 +117,7 @@ pub(super) fn fill(partial: &Partial, package: &Package) -> u64 {
         partial.write(&package.chunk(index)).unwrap();
     }
     assert!(partial.sync().unwrap().into_iter().eq(missing.iter()));
-    package.places.bytes_of(&missing)
+    package.layout.bytes_of(&missing)
 }
 
 pub(super) fn check(dir: &Path, package: &Package) {
@@ -161,7 +168,7 @@ fn a_package_arrives_and_is_there_the_next_time() {
 
     let Begun::Present(dir) = store.begin("ann", &package.summary).unwrap() else { panic!("it is whole") };
     check(dir.path(), &package);
-    assert_eq!((dir.summary(), &**dir.manifest()), (&package.summary, &package.manifest));
+    assert_eq!((dir.summary(), dir.listing().manifest().unwrap()), (package.summary, package.manifest.clone()));
     assert!(matches!(store.begin("bob", &package.summary).unwrap(), Begun::New(_)), "owners share nothing");
 }
 
@@ -174,8 +181,8 @@ fn executable_files_stay_executable() {
     let source = Source::files(vec![(script, "train.sh".parse().unwrap())]).unwrap();
     let manifest = source.scan(&mut |_| {}, &Default::default()).unwrap();
     let encoded = manifest.encode();
-    let (summary, places) = (manifest.summary(&encoded), Places::new(Arc::new(manifest.clone())));
-    let package = Package { _dir: tempfile::tempdir().unwrap(), source: Arc::new(source), manifest, summary, places };
+    let (summary, layout) = (manifest.summary(&encoded), Layout::new(&manifest));
+    let package = Package { _dir: tempfile::tempdir().unwrap(), source: Arc::new(source), manifest, summary, layout };
     let partial = partial(store.begin("ann", &summary), &package);
     fill(&partial, &package);
     check(whole(&partial).path(), &package);
@@ -232,7 +239,7 @@ fn damage_on_the_disk_is_found_and_only_that_chunk_travels_again() {
         // The damage is not forgotten in another restart.
         drop(second);
         let third = partial(store.begin("ann", &package.summary), &package);
-        assert_eq!(fill(&third, &package), package.places.bytes_of(&lost));
+        assert_eq!(fill(&third, &package), package.layout.bytes_of(&lost));
         let dir = whole(&third);
         check(dir.path(), &package);
         drop((dir, third));
@@ -287,7 +294,7 @@ fn chunks_of_the_same_owners_packages_are_not_sent_again() {
     // A damaged chunk of the earlier package is no use.
     let path = dir.path().join("frames.slp");
     let mut bytes = fs::read(&path).unwrap();
-    let place = before.places.get(before.len() - 1).unwrap();
+    let place = before.layout.get(before.len() - 1).unwrap();
     bytes[place.offset as usize] ^= 1;
     fs::write(&path, bytes).unwrap();
 
@@ -296,7 +303,7 @@ fn chunks_of_the_same_owners_packages_are_not_sent_again() {
     second.prepare(&mut |bytes| looked = bytes, &Default::default()).unwrap();
     assert!(looked > 1_000_000);
     let sent = fill(&second, &after);
-    assert!(sent > u64::from(place.chunk.len) && sent < 900_000, "{sent} bytes were sent");
+    assert!(sent > u64::from(place.len) && sent < 900_000, "{sent} bytes were sent");
     check(whole(&second).path(), &after);
 
     // An interrupted package serves as well, with what is durable of it.
@@ -413,7 +420,7 @@ fn a_download_takes_what_files_nearby_have_and_leaves_them() {
     let destination = Destination::new(&out, false).with_nearby(nearby);
     let arriving = partial(destination.begin(&package.summary), &package);
     prepare(&arriving);
-    let missing = package.places.bytes_of(&arriving.present().complement());
+    let missing = package.layout.bytes_of(&arriving.present().complement());
     assert!((1..1_000_000).contains(&missing), "{missing}");
     let missing = arriving.present().complement().count();
     assert!(missing <= 4, "{missing} of {} chunks", package.len());
@@ -615,7 +622,7 @@ fn after_any_power_cut_no_acked_chunk_is_missing() {
             assert!(acked.iter().all(|index| present.contains(index)), "an acked chunk is missing after cut {cuts}");
             for index in present.iter() {
                 let chunk = package.chunk(index);
-                let path = package.places.manifest().entries[chunk.place.entry].path.as_str();
+                let path = package.manifest.entries[chunk.place.entry].path.as_str();
                 let bytes = fs::read(partial.home().join("files").join(path)).unwrap();
                 assert!(bytes[chunk.place.offset as usize..].starts_with(&chunk.bytes), "chunk {index} is not what was acked");
             }
@@ -649,15 +656,15 @@ fn a_transfer_survives_the_receivers_death_again_and_again() {
     const WINDOW: u64 = 1_000_000;
     let (dir, _) = store();
     let package = Package::of(&[("big.slp", &noise(20, 6_000_000)), ("small", b"x"), ("none", b"")]);
-    let mut reader = package.source.reader(package.places.manifest().clone()).unwrap();
+    let mut reader = package.reader();
     let mut dice = Dice(7);
     let (mut sent, mut kills) = (0, 0u64);
     let done = loop {
         // The receiver starts: nothing of it but its disk has survived.
         let store = Store::open(&dir.path().join("store"), None).unwrap();
         let partial = partial(store.begin("ann", &package.summary), &package);
-        let mut receiving = Receiving::new(partial.places().clone(), &partial.present());
-        let mut sending = Sending::new(partial.places().clone(), receiving.needed().clone(), WINDOW).unwrap();
+        let mut receiving = Receiving::new(partial.layout().clone(), &partial.present());
+        let mut sending = Sending::new(partial.layout().clone(), receiving.needed().clone(), WINDOW).unwrap();
         let mut lifetime = 3 + dice.roll(10);
         let mut buf: Vec<u8> = Vec::new();
         while lifetime > 0 && !sending.is_complete() {
@@ -666,12 +673,14 @@ fn a_transfer_survives_the_receivers_death_again_and_again() {
             match sending.next(connection) {
                 Next::Chunk(index, place) => {
                     buf.clear();
-                    reader.read(place, &mut buf, false).unwrap();
+                    reader.read(index, place, &mut buf, false).unwrap();
                     sent += buf.len() as u64;
                     for (at, piece) in buf.chunks(PIECE).enumerate() {
                         let header = FrameHeader { transfer: 1, kind: FrameKind::Chunk(index), offset: (at * PIECE) as u32 };
                         let piece = Bytes::copy_from_slice(piece);
                         if let Accepted::Whole(chunk) = receiving.accept_piece(connection, header, piece).unwrap() {
+                            let hash = partial.listing().hash(chunk.index).unwrap();
+                            let Accepted::Verified(chunk) = receiving.verify(chunk, &hash).unwrap() else { panic!("it is good") };
                             partial.write(&chunk).unwrap();
                         }
                     }
@@ -739,7 +748,7 @@ fn a_look_says_what_is_missing_and_leaves_no_trace() {
     let arriving = partial(store.begin("anna", &first.summary), &first);
     arriving.write(&first.chunk(0)).unwrap();
     arriving.sync().unwrap();
-    let left = all - u64::from(first.places.get(0).unwrap().chunk.len);
+    let left = all - u64::from(first.layout.get(0).unwrap().len);
     let half = traces(dir.path());
     assert!(matches!(store.stock("anna", &first.summary).unwrap(), Stock::Listed(manifest) if *manifest == first.manifest));
     assert_eq!(missing(&first), Missing { to_write: left, to_send: left }, "while the transfer has it locked");

@@ -12,7 +12,7 @@ use super::{ReadChunk, send::Pump};
 use crate::domain::{
     error::{Code, Failure},
     frame::{FrameHeader, FrameKind, HEADER, PIECE},
-    manifest::{ChunkPlace, MAX_CHUNK, Manifest},
+    manifest::{ChunkPlace, MAX_CHUNK},
     message::TransferId,
     transfer::Compression,
 };
@@ -111,18 +111,13 @@ impl Feeder {
 
 /// Reads a chunk straight into its frame.
 fn read_plain(transfer: TransferId, index: u32, place: ChunkPlace, check: bool, reader: &mut dyn ReadChunk) -> Result<Content, Failure> {
-    Content::with(transfer, FrameKind::Chunk(index), place.chunk.len as usize, |frame| reader.read(place, frame, check))
+    Content::with(transfer, FrameKind::Chunk(index), place.len as usize, |frame| reader.read(index, place, frame, check))
 }
 
-/// The frames that carry these bytes to any receiver.
-pub(super) fn frames_of(transfer: TransferId, kind: FrameKind, bytes: &[u8]) -> impl Iterator<Item = Content> {
-    bytes.chunks(PIECE).enumerate().map(move |(at, piece)| Content::of(FrameHeader { transfer, kind, offset: (at * PIECE) as u32 }, piece))
-}
-
-/// The frames that carry a manifest to any receiver, each made when it is its turn.
-pub(super) fn manifest_frames(transfer: TransferId, manifest: &Manifest) -> impl Iterator<Item = Content> + '_ {
-    let header = move |at: usize| FrameHeader { transfer, kind: FrameKind::Manifest, offset: (at * PIECE) as u32 };
-    manifest.encoded_parts(PIECE).enumerate().map(move |(at, part)| Content::of(header(at), &part))
+/// The frames that carry these bytes, which begin at this offset, to any receiver.
+pub(super) fn frames_of(transfer: TransferId, kind: FrameKind, offset: u32, bytes: &[u8]) -> impl Iterator<Item = Content> {
+    let header = move |at: usize| FrameHeader { transfer, kind, offset: offset + (at * PIECE) as u32 };
+    bytes.chunks(PIECE).enumerate().map(move |(at, piece)| Content::of(header(at), piece))
 }
 
 impl Compressor {
@@ -149,13 +144,13 @@ impl Compressor {
             return Ok(None);
         }
         self.plain.clear();
-        reader.read(place, &mut self.plain, check)?;
+        reader.read(index, place, &mut self.plain, check)?;
         let begun = Instant::now();
         // What does not become shorter does not fit, and that is an error.
         let room = self.plain.len() - 1;
         let compressed = self.context.compress_to_buffer(&self.plain, &mut self.compressed[..room]);
         let len = compressed.as_ref().map_or(self.plain.len(), |&len| len);
-        self.decision.handle_compressed(place.chunk.len, len as u32, begun.elapsed());
+        self.decision.handle_compressed(place.len, len as u32, begun.elapsed());
         Ok(Some(match compressed {
             Ok(len) => {
                 let kind = FrameKind::Compressed { index, len: len as u32 };
@@ -197,12 +192,11 @@ impl Decompressor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::manifest::{Chunk, Hash};
 
     struct Same(Vec<u8>);
 
     impl ReadChunk for Same {
-        fn read(&mut self, _: ChunkPlace, into: &mut Vec<u8>, _: bool) -> Result<(), Failure> {
+        fn read(&mut self, _: u32, _: ChunkPlace, into: &mut Vec<u8>, _: bool) -> Result<(), Failure> {
             into.extend_from_slice(&self.0);
             Ok(())
         }
@@ -213,7 +207,7 @@ mod tests {
     }
 
     fn place(bytes: &[u8]) -> ChunkPlace {
-        ChunkPlace { entry: 0, offset: 0, chunk: Chunk { hash: Hash::of(bytes), len: bytes.len() as u32 } }
+        ChunkPlace { entry: 0, offset: 0, len: bytes.len() as u32 }
     }
 
     fn unframed(content: Content) -> (FrameKind, Vec<u8>) {

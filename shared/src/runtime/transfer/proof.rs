@@ -24,7 +24,7 @@ use crate::{
         id::Secret,
         manifest::Hash,
         message::{FileMeta, FileProve, Step, TransferId},
-        transfer::{Challenge, ChunkSet, ChunkSetAssembly, PIECE_CHUNKS, Places, ProofAssembly, ProofKey, TAG},
+        transfer::{Challenge, ChunkSet, ChunkSetAssembly, Layout, PIECE_CHUNKS, ProofAssembly, ProofKey, TAG},
     },
     runtime::{
         seal,
@@ -41,7 +41,7 @@ const MAX_THREADS: usize = 8;
 pub(super) struct Prover<'a> {
     pub(super) transfer: TransferId,
     pub(super) package: Hash,
-    pub(super) places: &'a Arc<Places>,
+    pub(super) layout: &'a Arc<Layout>,
     /// What proofs are bound to; none: we cannot prove.
     pub(super) session: Option<Secret<[u8; 32]>>,
 }
@@ -49,9 +49,9 @@ pub(super) struct Prover<'a> {
 impl Prover<'_> {
     /// What the receiver lacks; first it is given the proofs that it asks for.
     pub(super) async fn needed(&self, reader: &mut Box<dyn ReadChunk>, pool: &Pool, steps: &mut StepPort) -> Result<ChunkSet, Failure> {
-        let mut needed = ChunkSetAssembly::new(self.places.len());
+        let mut needed = ChunkSetAssembly::new(self.layout.len());
         // A receiver asks for proofs once, and before it says what it needs.
-        let mut asked = self.session.as_ref().map(|session| (session, ChunkSetAssembly::new(self.places.len())));
+        let mut asked = self.session.as_ref().map(|session| (session, ChunkSetAssembly::new(self.layout.len())));
         let mut step = next(steps).await?;
         loop {
             step = match (step, &mut asked) {
@@ -91,7 +91,7 @@ impl Prover<'_> {
         let (out, mut made) = mpsc::channel(2);
         let stop = CancellationToken::new();
         let _stop_with_us = stop.clone().drop_guard();
-        let maker = Maker { readers, places: self.places.clone(), key, stop };
+        let maker = Maker { readers, layout: self.layout.clone(), key, stop };
         tokio::task::spawn_blocking(move || maker.run(&indices, &out));
         let mut frames: Vec<Bytes> = Vec::new();
         let mut all = false;
@@ -132,7 +132,7 @@ async fn send_tags(connection: &Connection, transfer: TransferId, number: usize,
 /// Reads chunks and makes their tags, about 1.1 GB/s for each core; a blocking thread, and more below it.
 struct Maker {
     readers: Vec<Box<dyn ReadChunk>>,
-    places: Arc<Places>,
+    layout: Arc<Layout>,
     key: ProofKey,
     stop: CancellationToken,
 }
@@ -150,10 +150,10 @@ impl Maker {
 
     fn tags(&mut self, group: &[u32]) -> Result<Bytes, Failure> {
         let share = group.len().div_ceil(self.readers.len());
-        let (places, key, stop) = (&self.places, &self.key, &self.stop);
+        let (layout, key, stop) = (&self.layout, &self.key, &self.stop);
         let parts = thread::scope(|scope| {
             let work = self.readers.iter_mut().zip(group.chunks(share));
-            let threads: Vec<_> = work.map(|(reader, part)| scope.spawn(move || tags_of(part, reader, places, key, stop))).collect();
+            let threads: Vec<_> = work.map(|(reader, part)| scope.spawn(move || tags_of(part, reader, layout, key, stop))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(ended()))).collect::<Result<Vec<_>, Failure>>()
         })?;
         Ok(parts.concat().into())
@@ -163,7 +163,7 @@ impl Maker {
 fn tags_of(
     part: &[u32],
     reader: &mut Box<dyn ReadChunk>,
-    places: &Places,
+    layout: &Layout,
     key: &ProofKey,
     stop: &CancellationToken,
 ) -> Result<Vec<u8>, Failure> {
@@ -172,9 +172,9 @@ fn tags_of(
         if stop.is_cancelled() {
             return Err(Failure::new(Code::NoConnection, "the proof is no longer wanted"));
         }
-        let place = places.get(index).ok_or_else(out_of_order)?;
+        let place = layout.get(index).ok_or_else(out_of_order)?;
         buffer.clear();
-        reader.read(place, &mut buffer, false)?;
+        reader.read(index, place, &mut buffer, false)?;
         tags.extend(key.tag(&buffer).0);
     }
     Ok(tags)

@@ -13,9 +13,9 @@ use crate::{
         id::Secret,
         manifest::{Chunk, ChunkPlace, Entry, Hash, Manifest},
         message::{FileProve, ToClient},
-        transfer::{Challenge, ChunkSet, ChunkSetAssembly, Places, Progress},
+        transfer::{Challenge, ChunkSet, ChunkSetAssembly, Progress},
     },
-    runtime::{link::Link, store::Store},
+    runtime::{link::Link, listing::Listing, store::Store},
 };
 
 const CHUNK: usize = 64 << 10;
@@ -44,12 +44,10 @@ impl Package {
 
     /// Sent by somebody who has `known` of it when he is asked for a proof, and who binds it to this secret.
     fn outgoing(&self, known: &Package, session: Option<[u8; 32]>) -> Outgoing {
-        let encoded = self.manifest.encode();
         Outgoing {
             transfer: 1,
             job: "j".parse().unwrap(),
-            summary: self.manifest.summary(&encoded),
-            places: Arc::new(Places::new(Arc::new(self.manifest.clone()))),
+            listing: Listing::in_memory(&self.manifest),
             reader: Box::new(Sender { sends: self.bytes.clone(), proves: known.bytes.clone() }),
             session: session.map(Secret::new),
         }
@@ -63,9 +61,9 @@ struct Sender {
 }
 
 impl ReadChunk for Sender {
-    fn read(&mut self, place: ChunkPlace, into: &mut Vec<u8>, _check: bool) -> Result<(), Failure> {
+    fn read(&mut self, _: u32, place: ChunkPlace, into: &mut Vec<u8>, _check: bool) -> Result<(), Failure> {
         let start = place.offset as usize;
-        into.extend_from_slice(&self.sends[start..start + place.chunk.len as usize]);
+        into.extend_from_slice(&self.sends[start..start + place.len as usize]);
         Ok(())
     }
 
@@ -104,7 +102,7 @@ impl Stage {
         let mut said_by_worker = std::mem::replace(&mut ours.rx, relayed);
         let heard = Mutex::new(Vec::new());
         let sent = watch::Sender::new(Progress::default());
-        let chunks = outgoing.places.manifest().entries[0].chunks.clone();
+        let listing = outgoing.listing.clone();
         let sending = async { send(outgoing, &self.from, ours, &sent).await };
         let relaying = async {
             while let Some(step) = said_by_worker.recv().await {
@@ -123,7 +121,7 @@ impl Stage {
         let (result, received, ()) = tokio::join!(sending, receiving, relaying);
         result.unwrap();
         let received = std::fs::read(received.unwrap().path().join("a.slp")).unwrap();
-        assert!(received.chunks(CHUNK).map(Hash::of).eq(chunks.iter().map(|chunk| chunk.hash)));
+        assert!(received.chunks(CHUNK).map(Hash::of).eq((0..listing.layout().len()).map(|index| listing.hash(index).unwrap())));
         let Progress { acked_bytes, needed_bytes, .. } = *sent.borrow();
         assert_eq!(acked_bytes, needed_bytes);
         (needed_bytes, said(&heard.into_inner().unwrap()))

@@ -121,7 +121,7 @@ impl Writer {
         };
         partial.prepare(&mut |_| {}, &self.stop)?;
         self.take_proofs(&partial)?;
-        let mut receiving = Receiving::new(partial.places().clone(), &partial.present());
+        let mut receiving = Receiving::new(partial.layout().clone(), &partial.present());
         self.ask_for(receiving.needed())?;
         self.progress.send_replace(receiving.progress());
         loop {
@@ -204,8 +204,12 @@ impl Writer {
                     }
                     let mut accepted = receiving.accept_piece(connection, header, frame.slice(HEADER..))?;
                     if let Accepted::Compressed(chunk) = accepted {
-                        let bytes = decompressor.decompress(&chunk.bytes, chunk.place.chunk.len).into();
-                        accepted = receiving.accept_decompressed(WholeChunk { bytes, ..chunk })?;
+                        let bytes = decompressor.decompress(&chunk.bytes, chunk.place.len).into();
+                        accepted = Accepted::Whole(WholeChunk { bytes, ..chunk });
+                    }
+                    if let Accepted::Whole(chunk) = accepted {
+                        let hash = partial.listing().hash(chunk.index)?;
+                        accepted = receiving.verify(chunk, &hash)?;
                     }
                     self.handle_accepted(accepted, partial, receiving, &mut unsynced)?;
                 }
@@ -243,8 +247,8 @@ impl Writer {
         unsynced: &mut Unsynced,
     ) -> Result<(), Failure> {
         match accepted {
-            Accepted::Whole(chunk) => {
-                unsynced.add(u64::from(chunk.place.chunk.len));
+            Accepted::Verified(chunk) => {
+                unsynced.add(u64::from(chunk.place.len));
                 partial.write(&chunk)
             }
             // Written but not yet synced: its acknowledgement comes with its own group.
@@ -254,7 +258,7 @@ impl Writer {
                 set.insert(index);
                 self.ask_for(&set)
             }
-            Accepted::More | Accepted::Known(_) | Accepted::Compressed(_) => Ok(()),
+            Accepted::More | Accepted::Known(_) | Accepted::Whole(_) | Accepted::Compressed(_) => Ok(()),
         }
     }
 

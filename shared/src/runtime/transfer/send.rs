@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     StepPort, control_lost,
-    feed::{Content, Feeder, Ready, manifest_frames},
+    feed::{Content, Feeder, Ready, frames_of},
     flow::BUDGET,
     pool::{Connection, Pool},
     proof::Prover,
@@ -24,13 +24,13 @@ use super::{
 use crate::{
     domain::{
         error::{Code, Failure},
-        frame::{HEADER, MAX_PIECE, PIECE},
+        frame::{FrameKind, HEADER, MAX_PIECE, PIECE},
         id::{JobId, Secret},
-        manifest::{ChunkPlace, Hash, ManifestSummary},
+        manifest::{ChunkPlace, Hash},
         message::{FileEnd, FileMeta, FileReady, FileRefused, Step, TransferId},
-        transfer::{ChunkSet, ChunkSetAssembly, Next, Places, Progress, Sending, unacked},
+        transfer::{ChunkSet, ChunkSetAssembly, Layout, Next, Progress, Sending, unacked},
     },
-    runtime::files::ChunkReader,
+    runtime::{files::ChunkReader, listing::Listing},
 };
 
 /// Without an acknowledgement for so long while chunks are under way, the bulk connections are given up: whatever swallowed the
@@ -41,11 +41,11 @@ const READ_AHEAD: usize = 16;
 
 /// Reads the chunks of a package; blocking, and called from one thread at a time.
 pub trait ReadChunk: Send + 'static {
-    /// Appends the chunk's bytes. With `check`, its hash has been checked.
+    /// Appends the bytes of a chunk of this index, at this place. With `check`, its hash has been checked.
     ///
     /// # Errors
     /// [`Code::BadFile`] when it cannot be read or is no longer what was announced.
-    fn read(&mut self, place: ChunkPlace, into: &mut Vec<u8>, check: bool) -> Result<(), Failure>;
+    fn read(&mut self, index: u32, place: ChunkPlace, into: &mut Vec<u8>, check: bool) -> Result<(), Failure>;
 
     /// Another reader of the same, for another thread.
     ///
@@ -55,8 +55,8 @@ pub trait ReadChunk: Send + 'static {
 }
 
 impl ReadChunk for ChunkReader {
-    fn read(&mut self, place: ChunkPlace, into: &mut Vec<u8>, check: bool) -> Result<(), Failure> {
-        ChunkReader::read(self, place, into, check)
+    fn read(&mut self, index: u32, place: ChunkPlace, into: &mut Vec<u8>, check: bool) -> Result<(), Failure> {
+        ChunkReader::read(self, index, place, into, check)
     }
 
     fn fork(&self) -> Result<Box<dyn ReadChunk>, Failure> {
@@ -71,9 +71,7 @@ pub struct Outgoing {
     /// Whose package or results.
     pub job: JobId,
     /// What it is.
-    pub summary: ManifestSummary,
-    /// Its chunks. Their manifest is encoded when the receiver wants it, piece by piece: it is long where the package is large.
-    pub places: Arc<Places>,
+    pub listing: Arc<Listing>,
     /// Where their bytes come from.
     pub reader: Box<dyn ReadChunk>,
     /// The session's secret, for a sender that proves that it has what others have sent before; none: it does not.
@@ -100,18 +98,19 @@ async fn send_inner(
     steps: &mut StepPort,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), (TransferId, Failure)> {
-    let Outgoing { transfer, job, summary, places, mut reader, session } = outgoing;
+    let Outgoing { transfer, job, listing, mut reader, session } = outgoing;
+    let (summary, layout) = (listing.summary(), listing.layout());
     let tag = |failure| (transfer, failure);
     tell(steps, Step::Meta(FileMeta { transfer, job, manifest: summary, can_prove: session.is_some() })).await.map_err(tag)?;
     let ready = match next(steps).await.map_err(tag)? {
         Step::Ready(ready) => ready,
         _ => return Err(tag(out_of_order())),
     };
-    let prover = Prover { transfer, package: summary.id, places: &places, session };
+    let prover = Prover { transfer, package: summary.id, layout, session };
     let answer = prover.needed(&mut reader, pool, steps);
-    let needed = if ready.manifest_wanted { send_manifest(pool, transfer, &places, answer).await } else { answer.await };
+    let needed = if ready.manifest_wanted { send_manifest(pool, transfer, &listing, answer).await } else { answer.await };
     let needed = needed.map_err(tag)?;
-    let (pump, ready_tx) = Pump::new(transfer, places.clone(), needed, &ready).map_err(tag)?;
+    let (pump, ready_tx) = Pump::new(transfer, layout.clone(), needed, &ready).map_err(tag)?;
     let pump = Arc::new(pump);
     progress.send_replace(pump.progress());
     // However this ends, the reading thread ends with it.
@@ -143,7 +142,7 @@ pub(super) fn out_of_order() -> Failure {
 async fn send_manifest(
     pool: &Pool,
     transfer: TransferId,
-    places: &Arc<Places>,
+    listing: &Arc<Listing>,
     answer: impl Future<Output = Result<ChunkSet, Failure>>,
 ) -> Result<ChunkSet, Failure> {
     let mut answer = std::pin::pin!(answer);
@@ -152,7 +151,7 @@ async fn send_manifest(
             answer = &mut answer => return answer,
             connection = pool.first_connection() => connection,
         };
-        if send_frames(&connection, manifest_frames(transfer, places.manifest())).await.is_ok() {
+        if send_listing(&connection, transfer, listing).await? {
             tokio::select! {
                 answer = &mut answer => return answer,
                 () = connection.lost.cancelled() => {}
@@ -163,6 +162,24 @@ async fn send_manifest(
         }
         connection.lost.cancel();
     }
+}
+
+/// Sends a manifest in frames that any receiver takes; `false`: the connection was lost meanwhile.
+///
+/// # Errors
+/// [`Code::BadFile`] when it cannot be read back from the disk.
+pub(super) async fn send_listing(connection: &Connection, transfer: TransferId, listing: &Arc<Listing>) -> Result<bool, Failure> {
+    let len = listing.summary().encoded_len;
+    for from in (0..len).step_by(PIECE) {
+        let listing = listing.clone();
+        let reading = tokio::task::spawn_blocking(move || listing.encoded(from, PIECE));
+        let ended = |error| Failure::new(Code::Internal, format!("reading the list of files ended unexpectedly: {error}"));
+        let bytes = reading.await.map_err(ended)??;
+        if send_frames(connection, frames_of(transfer, FrameKind::Manifest, from as u32, &bytes)).await.is_err() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Sends what any receiver takes.
@@ -212,9 +229,9 @@ pub(super) struct Pump {
 }
 
 impl Pump {
-    fn new(transfer: TransferId, places: Arc<Places>, needed: ChunkSet, ready: &FileReady) -> Result<(Self, mpsc::Sender<Ready>), Failure> {
-        let chunks = places.len();
-        let sending = Mutex::new(Sending::new(places, needed, ready.window)?);
+    fn new(transfer: TransferId, layout: Arc<Layout>, needed: ChunkSet, ready: &FileReady) -> Result<(Self, mpsc::Sender<Ready>), Failure> {
+        let chunks = layout.len();
+        let sending = Mutex::new(Sending::new(layout, needed, ready.window)?);
         let (window, piece) = (ready.window, (ready.piece as usize).clamp(PIECE, MAX_PIECE));
         let (ready_tx, ready) = mpsc::channel(READ_AHEAD);
         let (more, stop) = Default::default();

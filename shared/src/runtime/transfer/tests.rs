@@ -15,11 +15,12 @@ use crate::{
         manifest::{Chunk, ChunkPlace, Entry, Hash, Manifest},
         message::{FileAck, FileNeed, FileReady, FileRefused},
         signal::{ToPeer, ToServer},
-        transfer::{ChunkSet, PIECE_CHUNKS, Places, Progress},
+        transfer::{ChunkSet, PIECE_CHUNKS, Progress},
     },
     runtime::{
         identity::Identity,
         link::{Answerer, Bulk, Description, Link, Patience, answer_bulk, dial, dial_bulk, ports},
+        listing::Listing,
         peer::PeerOptions,
         seal,
         signal::{SignalEvent, SignalSender},
@@ -187,9 +188,9 @@ fn package() -> (Vec<u8>, Manifest) {
 struct Memory(Arc<Vec<u8>>);
 
 impl ReadChunk for Memory {
-    fn read(&mut self, place: ChunkPlace, into: &mut Vec<u8>, _check: bool) -> Result<(), Failure> {
+    fn read(&mut self, _: u32, place: ChunkPlace, into: &mut Vec<u8>, _check: bool) -> Result<(), Failure> {
         let start = place.entry * (5 << 20) + place.offset as usize;
-        into.extend_from_slice(&self.0[start..start + place.chunk.len as usize]);
+        into.extend_from_slice(&self.0[start..start + place.len as usize]);
         Ok(())
     }
 
@@ -206,10 +207,8 @@ pub(super) fn step_ports() -> (StepPort, StepPort) {
 
 fn outgoing() -> Outgoing {
     let (bytes, manifest) = package();
-    let encoded = manifest.encode();
-    let summary = manifest.summary(&encoded);
-    let places = Arc::new(Places::new(Arc::new(manifest)));
-    Outgoing { transfer: 1, job: "j".parse().unwrap(), summary, places, reader: Box::new(Memory(Arc::new(bytes))), session: None }
+    let listing = Listing::in_memory(&manifest);
+    Outgoing { transfer: 1, job: "j".parse().unwrap(), listing, reader: Box::new(Memory(Arc::new(bytes))), session: None }
 }
 
 /// Transfers the package from a client's pool into a worker's store; how many bytes had to travel.
@@ -266,7 +265,7 @@ async fn a_receiver_that_says_nothing_of_pieces_gets_short_ones() {
     let (ours, mut theirs) = step_ports();
     let mut inbound = to.route(1);
     let (sent, outgoing) = (watch::Sender::new(Progress::default()), outgoing());
-    let (chunks, bytes) = (outgoing.places.len(), outgoing.summary.bytes as usize);
+    let (chunks, bytes) = (outgoing.listing.layout().len(), outgoing.listing.summary().bytes as usize);
     let receiving = async {
         assert!(matches!(theirs.rx.recv().await, Some(Step::Meta(_))));
         let ready: FileReady = serde_json::from_str(r#"{"transfer": 1, "manifest_wanted": false, "window": 16777216}"#).unwrap();
@@ -441,9 +440,9 @@ async fn regression_the_first_message_of_a_connection_is_not_lost() {
 struct Damaged(Memory, Option<u64>);
 
 impl ReadChunk for Damaged {
-    fn read(&mut self, place: ChunkPlace, into: &mut Vec<u8>, check: bool) -> Result<(), Failure> {
+    fn read(&mut self, index: u32, place: ChunkPlace, into: &mut Vec<u8>, check: bool) -> Result<(), Failure> {
         let start = into.len();
-        self.0.read(place, into, check)?;
+        self.0.read(index, place, into, check)?;
         if self.1.is_some_and(|offset| place.entry == 0 && place.offset == offset) {
             self.1 = None;
             into[start + 1000] ^= 0x10;

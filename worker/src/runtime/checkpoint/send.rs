@@ -7,10 +7,11 @@ use shared::{
         error::{Code, Failure},
         manifest::Manifest,
         message::{CheckpointOffer, CheckpointWish, Refused, ToClient, TransferId},
-        transfer::{Places, Progress},
+        transfer::Progress,
     },
     runtime::{
         files::Source,
+        listing::Listing,
         transfer::{Outgoing, Pool, StepPort, send as send_transfer},
     },
 };
@@ -29,15 +30,13 @@ pub(crate) async fn send(
     out: mpsc::Sender<ToClient>,
 ) {
     let home = dir.checkpoints().join(wish.step.to_string());
-    let (job, req) = (wish.job.clone(), wish.req);
+    let (job, req, scratch) = (wish.job.clone(), wish.req, dir.root().to_owned());
     let opening = tokio::task::spawn_blocking(move || -> Result<(Held, Outgoing), Failure> {
         let held = hold_newest(&home).map_err(|error| failure("look for checkpoints in", &home, &error))?;
         let held = held.ok_or_else(|| Failure::new(Code::WrongState, "there is no checkpoint of this step that can be fetched"))?;
-        let manifest = Arc::new(Manifest::decode(&held.manifest)?);
-        let reader = Box::new(Arc::new(Source::folder(&held.files)?).reader(manifest.clone())?);
-        let summary = manifest.summary(&held.manifest);
-        let places = Arc::new(Places::new(manifest));
-        Ok((held, Outgoing { transfer, job: wish.job, summary, places, reader, session: None }))
+        let listing = Arc::new(Listing::new(&Manifest::decode(&held.manifest)?, &scratch));
+        let reader = Box::new(Arc::new(Source::folder(&held.files)?).reader(listing.clone())?);
+        Ok((held, Outgoing { transfer, job: wish.job, listing, reader, session: None }))
     });
     let opened = opening.await.unwrap_or_else(|error| Err(Failure::new(Code::Internal, format!("a checkpoint's task died: {error}"))));
     // Held until the transfer is over, so that it is not removed under its reader.
