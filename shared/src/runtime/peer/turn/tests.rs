@@ -102,13 +102,14 @@ impl Pair {
         let (a, mut a_events, mut a_channels) = PeerConnection::new(options, &[CHANNEL]).await.unwrap();
         let (b, mut b_events, mut b_channels) = PeerConnection::new(options, &[CHANNEL]).await.unwrap();
         a.accept_answer(b.answer(a.offer().await.unwrap()).await.unwrap()).await.unwrap();
-        let opened = a_channels[0].sender().clone();
+        let senders = [&a_channels[0], &b_channels[0]].map(|channel| channel.sender().clone());
         let exchange = async {
-            let opened = opened.opened();
+            // Both: what reaches a side over a relay before its channel is open can be lost in the crate.
+            let opened = async { tokio::try_join!(senders[0].opened(), senders[1].opened()) };
             tokio::pin!(opened);
             loop {
                 tokio::select! {
-                    result = &mut opened => return result.unwrap(),
+                    result = &mut opened => return drop(result.unwrap()),
                     Some(event) = a_events.recv() => if let PeerEvent::Candidate(candidate) = event { b.add_candidate(candidate).await },
                     Some(event) = b_events.recv() => if let PeerEvent::Candidate(candidate) = event { a.add_candidate(candidate).await },
                 }
