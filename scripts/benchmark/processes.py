@@ -51,9 +51,9 @@ def busy() -> float:
 class Memory:
     """The peak of each end's processes, looked at again and again; what `wait4` says would have this program's own peak in it."""
 
-    def __init__(self, *roots: int):
+    def __init__(self, *roots: int, descendants: bool):
         self._peaks: list[dict[int, int]] = [{} for _ in roots]
-        self._roots = roots
+        self._roots, self._descendants = roots, descendants
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look_on)
         self._thread.start()
@@ -65,7 +65,7 @@ class Memory:
 
     def _look(self) -> None:
         for root, peaks in zip(self._roots, self._peaks):
-            for pid in tree(root):
+            for pid in tree(root) if self._descendants else [root]:
                 peaks[pid] = max(peak_memory(pid), peaks.get(pid, 0))
 
     def end(self) -> list[int]:

@@ -87,6 +87,8 @@ class Tool:
 
     name: str
     needs: list[str] = []
+    descendants = True
+    """Whether what an end's process starts has a part in the transfer."""
 
     def __init__(self, ends: Ends, folder: Path, options: argparse.Namespace):
         self.ends, self.folder, self.options = ends, folder, options
@@ -148,6 +150,8 @@ class Ours(Tool):
     """This program: `train --detach` ends when the worker has every byte verified, synced and named."""
 
     name = "webrtc-connect"
+    # The worker starts the package's job at the end; whether a look at memory still meets its runner would be chance.
+    descendants = False
     more: list[str] = []
     """Further options of the client."""
 

@@ -55,7 +55,7 @@ def measure(tool: Tool, source: Path, deadline: float) -> Run:
     load, before, cpu_before, busy_before = os.getloadavg()[0], tool.ends.traffic(), processor_time(receiver.pid), busy()
     begun = time.monotonic()
     sender = tool.start("send", *command, prefix=[])
-    memory = Memory(sender.pid, receiver.pid)
+    memory = Memory(sender.pid, receiver.pid, descendants=tool.descendants)
     timer = threading.Timer(deadline, sender.kill)
     timer.start()
     try:
