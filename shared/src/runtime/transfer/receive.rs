@@ -30,9 +30,9 @@ use crate::{
 };
 
 /// Bytes that a sender may have under way unacknowledged: what a crash can cost, and what waits in memory where the disk is slower than the path.
-pub const WINDOW: u64 = 12 << 20;
+pub const WINDOW: u64 = 10 << 20;
 /// Group commit: chunks are synced together when this much has been written …
-const SYNC_BYTES: u64 = 4 << 20;
+const SYNC_BYTES: u64 = 3 << 20;
 /// … or the oldest of them has waited this long.
 const SYNC_AFTER: Duration = Duration::from_millis(50);
 /// Ranges in one acknowledgement; far below the message limit.
