@@ -211,10 +211,11 @@ async fn an_idle_server_is_small() {
     let program = start(dir.path(), &[]);
     program.api.sign_in().await;
     let status = std::fs::read_to_string(format!("/proc/{}/status", program.child.id())).unwrap();
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    // Of its own. How much of the program's file is mapped, which has twice the length without optimisation, is up to the kernel and differs by megabytes.
+    let resident = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
     let kib: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
-    println!("idle server: {kib} KiB resident");
-    assert!(kib < 20 * 1024, "{kib} KiB");
+    println!("idle server: {kib} KiB of its own");
+    assert!(kib < 5 * 1024, "{kib} KiB");
 }
 
 #[test]

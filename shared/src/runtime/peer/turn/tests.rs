@@ -109,7 +109,10 @@ impl Pair {
             tokio::pin!(opened);
             loop {
                 tokio::select! {
-                    result = &mut opened => return drop(result.unwrap()),
+                    result = &mut opened => {
+                        result.unwrap();
+                        return;
+                    }
                     Some(event) = a_events.recv() => if let PeerEvent::Candidate(candidate) = event { b.add_candidate(candidate).await },
                     Some(event) = b_events.recv() => if let PeerEvent::Candidate(candidate) = event { a.add_candidate(candidate).await },
                 }
